@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from pathgen.errors import StorageError
+from pathgen.errors import BusyError, StorageError
 
 PREFIX = ".pathgen-tmp-"
 
@@ -154,3 +154,30 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold `folder` against other pathgen processes; BusyError when one has it.
+
+    The kernel frees the lock when its process dies, so there are no stale locks. Where the file
+    system or platform has no such locks nothing is held: outputs stay whole, as each is renamed
+    into place, and at worst work is done twice.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with (folder / ".pathgen-lock").open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise BusyError(
+                    "another pathgen is writing here", where=folder,
+                    hint="wait for it, or choose another --out",
+                ) from error  # fmt: skip
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+                raise
+        yield

@@ -9,7 +9,8 @@ PathgenError
 ├── StorageError        7   the disk is full, read-only, or the folder is not writable
 ├── StoreError          8   a store is missing, unfinished, damaged or of another format
 ├── RunError            8   a run folder or checkpoint does not fit what is asked
-└── DataError           2   labels or splits do not fit the data
+├── DataError           2   labels or splits do not fit the data
+└── Stopped            85   asked to stop; a checkpoint is written, the same command goes on
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ class PathgenError(Exception):
         place = f": {self.where!r}" if self.where is not None else ""
         parts = [f"{self.code} {self.what}{place}."]
         parts += [text if text.endswith((".", "?")) else f"{text}." for text in (self.why,) if text]
-        parts += [text if text.endswith((".", "?")) else f"{text}." for text in (self.hint,) if text]
+        parts += [
+            text if text.endswith((".", "?")) else f"{text}." for text in (self.hint,) if text
+        ]
         return " ".join(parts)
 
     def to_dict(self) -> dict[str, str | None]:
@@ -141,3 +144,10 @@ class DataError(PathgenError, ValueError):
 
     exit_code = 2
     default_code = "PG-N06"
+
+
+class Stopped(PathgenError):
+    """Training stopped on request, after a complete checkpoint; the same command resumes it."""
+
+    exit_code = 85
+    default_code = "PG-T07"

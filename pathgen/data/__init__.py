@@ -1,0 +1,1 @@
+"""Patches on their way into a network: sources, datasets, views."""

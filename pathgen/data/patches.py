@@ -1,0 +1,166 @@
+"""Many patch sources as one numbered set of patches, and as a torch dataset."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pathgen.data.sources import PatchSource, classes_of, labels_of, open_sources
+from pathgen.errors import DataError
+from pathgen.stores.patches import PatchRef
+
+#: Files that stay open at once, per process; far below the usual limit of 1,024.
+MAX_OPEN = 128
+
+
+class PatchDataset(Dataset[Any]):
+    """Patches of one or many sources, counted through in the order given.
+
+    Item i is ``(tensor uint8 (3, H, W), PatchRef)``, or ``transform(tensor, ref)``.
+
+    Args:
+        sources: patch stores or image folders, opened or as paths.
+        transform: called on each item; must be picklable for workers that are spawned.
+
+    Raises:
+        NoInputError: nothing found at a path. DataError: a source given twice (PG-D03).
+    """
+
+    def __init__(
+        self,
+        sources: PatchSource | str | Path | Sequence[PatchSource | str | Path],
+        transform: Callable[[Tensor, PatchRef], Any] | None = None,
+    ) -> None:
+        self.sources = _opened(sources)
+        self.transform = transform
+        self._starts = np.cumsum([0, *map(len, self.sources)])
+        self._number = {source.id: i for i, source in enumerate(self.sources)}
+        if len(self._number) < len(self.sources):
+            raise DataError(
+                "the same patches are given twice",
+                code="PG-D03",
+                hint="name each store or folder once",
+            )
+        self._open: OrderedDict[int, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> Any:
+        ref = self.locate(index)
+        image = as_tensor(self.images([index])[0])
+        return (image, ref) if self.transform is None else self.transform(image, ref)
+
+    def locate(self, index: int) -> PatchRef:
+        """The patch behind item `index`; negative numbers count from the end."""
+        n = len(self)
+        if not -n <= index < n:
+            raise IndexError(f"item {index} of {n}")
+        number, row = self._place(index % n)
+        return PatchRef(self.sources[number].id, row)
+
+    def index_of(self, ref: PatchRef) -> int:
+        """The item of a patch. Raises DataError (PG-D04) when it is not in this set."""
+        number = self._number.get(ref.store)
+        if number is None or not 0 <= ref.row < len(self.sources[number]):
+            raise DataError(
+                "patch is not among those given",
+                code="PG-D04",
+                where=f"store {ref.store} row {ref.row}",
+                hint="give the patches that the other input was made from",
+            )
+        return int(self._starts[number]) + ref.row
+
+    def start_of(self, source_id: str) -> int:
+        """First item of a source; -1 when it is not in this set."""
+        number = self._number.get(source_id)
+        return -1 if number is None else int(self._starts[number])
+
+    def images(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> list[NDArray[np.uint8]]:
+        """uint8 (H, W, 3) of each item, in order; each source is read once."""
+        wanted = np.asarray(indices, np.int64)
+        numbers = np.searchsorted(self._starts, wanted, side="right") - 1
+        found: list[Any] = [None] * len(wanted)
+        for number in np.unique(numbers):
+            places = np.flatnonzero(numbers == number)
+            rows = wanted[places] - self._starts[number]
+            images = self._touch(int(number)).images(rows)
+            for place, image in zip(places, images, strict=True):
+                found[place] = image
+        return found
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Class of every item, an index into `classes`; -1 is unknown."""
+        classes = self.classes
+        return np.concatenate(
+            [_renumber(labels_of(s), classes_of(s), classes) for s in self.sources]
+            or [np.empty(0, np.int64)]
+        )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of all classes of all sources, sorted."""
+        return tuple(sorted({name for source in self.sources for name in classes_of(source)}))
+
+    def close(self) -> None:
+        """Close what is open; a later read opens it again."""
+        for number in self._open:
+            _close(self.sources[number])
+        self._open.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": OrderedDict()}
+
+    def _place(self, index: int) -> tuple[int, int]:
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return number, int(index - self._starts[number])
+
+    def _touch(self, number: int) -> PatchSource:
+        """The source, with the one unused for longest closed when too many are open."""
+        self._open[number] = None
+        self._open.move_to_end(number)
+        if len(self._open) > MAX_OPEN:
+            _close(self.sources[self._open.popitem(last=False)[0]])
+        return self.sources[number]
+
+
+def as_tensor(image: NDArray[np.uint8]) -> Tensor:
+    """(H, W, 3) -> (3, H, W) uint8, sharing memory where the array may be written to."""
+    if not image.flags.writeable:
+        image = image.copy()
+    return torch.from_numpy(image).permute(2, 0, 1)
+
+
+def _opened(
+    sources: PatchSource | str | Path | Sequence[PatchSource | str | Path],
+) -> list[PatchSource]:
+    if isinstance(sources, str | Path):
+        return open_sources(sources)
+    if not isinstance(sources, Sequence):
+        return [sources]
+    opened: list[PatchSource] = []
+    for source in sources:
+        opened += open_sources(source) if isinstance(source, str | Path) else [source]
+    return opened
+
+
+def _renumber(
+    labels: NDArray[np.int64], own: Sequence[str], shared: Sequence[str]
+) -> NDArray[np.int64]:
+    table = np.array([*(shared.index(name) for name in own), -1], np.int64)
+    return table[labels]
+
+
+def _close(source: PatchSource) -> None:
+    close = getattr(source, "close", None)
+    if close is not None:
+        close()

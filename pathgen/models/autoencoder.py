@@ -1,0 +1,253 @@
+"""The frozen first stage of latent diffusion: images to small latents and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, cast
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from pathgen.config import Config
+from pathgen.errors import ConfigError
+
+Kind = Literal["kl", "vq", "tiny"]
+
+#: The only classes ever built, whatever a downloaded `config.json` may name.
+NETWORKS: Mapping[Kind, Any] = {"kl": AutoencoderKL, "vq": VQModel, "tiny": AutoencoderTiny}
+_KINDS: Mapping[str, Kind] = {network.__name__: kind for kind, network in NETWORKS.items()}
+
+
+class AutoencoderConfig(Config):
+    """One of diffusers' autoencoders. With n widths the latent is 2**(n-1) times smaller."""
+
+    kind: Kind = "kl"
+    """kl: variational, smooth latents. vq: a codebook, the paper's VQ-f4. tiny: plain and fast."""
+    image_size: int = Field(default=256, ge=8)
+    latent_channels: int = Field(default=4, ge=1)
+    block_out_channels: tuple[int, ...] = (64, 128, 256)
+    layers_per_block: int = Field(default=1, ge=1)
+    norm_groups: int = Field(default=32, ge=1)
+    mid_attention: bool = False
+    codebook: int = Field(default=8192, ge=2)
+    """Entries of the vq codebook."""
+    kl_weight: float = Field(default=1e-6, ge=0)
+    """Per latent value, beside an L1 loss per pixel value."""
+    pretrained: str | None = None
+    """Folder or hub name of diffusers weights. They may have seen labels or other data: without
+    them the whole method uses nothing but the given unlabelled patches."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """The diffusers class's own settings; filled in from pretrained weights."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> AutoencoderConfig:
+        if not self.block_out_channels or min(self.block_out_channels) < 1:
+            raise ValueError("block_out_channels needs at least one positive width")
+        if self.settings or self.pretrained:
+            return self
+        if self.kind == "tiny" and len(set(self.block_out_channels)) > 1:
+            raise ValueError("a tiny autoencoder has one width: make block_out_channels equal")
+        if self.kind != "tiny" and any(c % self.norm_groups for c in self.block_out_channels):
+            raise ValueError("norm_groups must divide every one of block_out_channels")
+        if self.image_size % 2 ** (len(self.block_out_channels) - 1):
+            raise ValueError("image_size must be divisible by 2 ** (len(block_out_channels) - 1)")
+        return self
+
+
+class Autoencoder(nn.Module):
+    """Images in [0, 1] to latents of zero mean and unit variance per channel, and back.
+
+    Mean and scale are measured once on training images (`measure`), held as buffers, and saved
+    with the weights: the diffusion model's noise schedule presumes unit variance (latent
+    diffusion, arXiv 2112.10752, appendix G, does so with one number for all channels).
+
+    Raises ConfigError when `config.pretrained` cannot be loaded, or does not fit the image size.
+    """
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        if config.pretrained is not None:
+            config, self.network = _load_pretrained(config)
+        else:
+            settings = config.settings or _settings(config)
+            self.network = NETWORKS[config.kind](**settings)
+        self.config = config
+        channels = int(self.network.config["latent_channels"])
+        self.latent_mean: Tensor
+        self.latent_scale: Tensor
+        self.register_buffer("latent_mean", torch.zeros(channels, 1, 1))
+        self.register_buffer("latent_scale", torch.ones(channels, 1, 1))
+
+    @property
+    def downsample(self) -> int:
+        """Image pixels along one side of a latent pixel."""
+        return cast(int, 2 ** (_depth(self.config.kind, self.network.config) - 1))
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one latent."""
+        side = self.config.image_size // self.downsample
+        return len(self.latent_mean), side, side
+
+    def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """(B, 3, S, S) in [0, 1] -> latents (B, C, S/f, S/f).
+
+        The posterior's mean, or with a generator a sample of it (kl only; else the same).
+        """
+        return (self._raw(images, generator) - self.latent_mean) * self.latent_scale
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, C, S/f, S/f) -> images (B, 3, S, S), clipped to [0, 1]."""
+        raw = latents / self.latent_scale + self.latent_mean
+        images = self.network.decode(raw).sample
+        return cast(Tensor, ((images + 1) / 2).clamp(0, 1))
+
+    def loss(
+        self, images: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Training loss (scalar) and the reconstructions (B, 3, S, S), not clipped.
+
+        L1 per pixel value in [-1, 1], plus the weighted KL divergence from N(0, 1) per latent
+        value (kl) or the codebook's commitment loss (vq). No perceptual network: that would
+        bring in weights trained on other data.
+        """
+        inputs = images * 2 - 1
+        if self.config.kind == "kl":
+            posterior = self.network.encode(inputs).latent_dist
+            outputs = self.network.decode(_draw(posterior, generator)).sample
+            extra = self.config.kl_weight * posterior.kl().mean() / posterior.mean[0].numel()
+        elif self.config.kind == "vq":
+            decoded = self.network.decode(self.network.encode(inputs).latents)
+            outputs, extra = decoded.sample, decoded.commit_loss.mean()
+        else:
+            outputs = self.network(inputs).sample
+            extra = inputs.new_zeros(())
+        return (outputs - inputs).abs().mean() + extra, (outputs + 1) / 2
+
+    @torch.no_grad()
+    def measure(self, batches: Iterable[Tensor]) -> None:
+        """Set `latent_mean` and `latent_scale` from images (B, 3, S, S), in [0, 1]."""
+        count, total, squares = 0, 0.0, 0.0
+        for images in batches:
+            raw = self._raw(images, None).double()
+            count += raw[:, 0].numel()
+            total = total + raw.sum((0, 2, 3)).cpu()
+            squares = squares + raw.square().sum((0, 2, 3)).cpu()
+        if count < 2:
+            raise ConfigError("no images to measure the latent scale on", where="autoencoder")
+        mean = cast(Tensor, total) / count
+        variance = cast(Tensor, squares) / count - mean.square()
+        # A dead channel keeps scale 1 instead of a huge one that would blow up its noise.
+        scale = torch.where(variance > 1e-8, variance.clamp_min(1e-8).rsqrt(), 1.0)
+        self.latent_mean.copy_(mean.view(-1, 1, 1))
+        self.latent_scale.copy_(scale.view(-1, 1, 1))
+
+    def _raw(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+        encoded = self.network.encode(images * 2 - 1)
+        if self.config.kind == "kl":
+            posterior = encoded.latent_dist
+            return posterior.mode() if generator is None else _draw(posterior, generator)
+        return cast(Tensor, encoded.latents)
+
+
+def psnr(images: Tensor, reconstructions: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each image in dB: (B, 3, H, W) in [0, 1], twice -> (B,)."""
+    error = (images - reconstructions.clamp(0, 1)).square().flatten(1).mean(1)
+    return -10 * torch.log10(error.clamp_min(1e-10))
+
+
+def _draw(posterior: Any, generator: torch.Generator | None) -> Tensor:
+    noise = _noise_like(posterior.mean, generator)
+    return cast(Tensor, posterior.mean + posterior.std * noise)
+
+
+def _noise_like(tensor: Tensor, generator: torch.Generator | None) -> Tensor:
+    device = tensor.device if generator is None else generator.device
+    noise = torch.randn(tensor.shape, generator=generator, device=device, dtype=torch.float32)
+    return noise.to(tensor)
+
+
+def _settings(config: AutoencoderConfig) -> dict[str, Any]:
+    """What the diffusers class is to be called with."""
+    widths, depth = config.block_out_channels, len(config.block_out_channels)
+    if config.kind == "tiny":
+        blocks = config.layers_per_block
+        return {
+            "encoder_block_out_channels": widths,
+            "decoder_block_out_channels": widths,
+            "num_encoder_blocks": (1, *[blocks] * (depth - 1)),
+            "num_decoder_blocks": (*[blocks] * (depth - 1), 1),
+            "latent_channels": config.latent_channels,
+        }
+    common = {
+        "down_block_types": ("DownEncoderBlock2D",) * depth,
+        "up_block_types": ("UpDecoderBlock2D",) * depth,
+        "block_out_channels": widths,
+        "layers_per_block": config.layers_per_block,
+        "latent_channels": config.latent_channels,
+        "norm_num_groups": config.norm_groups,
+        "mid_block_add_attention": config.mid_attention,
+        "sample_size": config.image_size,
+        "scaling_factor": 1.0,
+    }
+    if config.kind == "vq":
+        # Quantized on the way into the decoder: the diffusion model sees the latents before that.
+        return common | {
+            "num_vq_embeddings": config.codebook,
+            "vq_embed_dim": config.latent_channels,
+        }
+    return common
+
+
+def _depth(kind: Kind, settings: Mapping[str, Any]) -> int:
+    key = "encoder_block_out_channels" if kind == "tiny" else "block_out_channels"
+    return len(settings[key])
+
+
+def _load_pretrained(config: AutoencoderConfig) -> tuple[AutoencoderConfig, Any]:
+    """The network, and a config from which the saved model is rebuilt without the original."""
+    name = cast(str, config.pretrained)
+    try:
+        found = AutoencoderKL.load_config(name)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            "pretrained autoencoder cannot be read",
+            where=name,
+            why=str(error).splitlines()[0],
+            hint="give a folder with config.json and safetensors weights, or a hub name",
+        ) from error
+    kind = _KINDS.get(str(found.get("_class_name")))
+    if kind is None:
+        raise ConfigError(
+            "pretrained autoencoder is of an unknown class",
+            where=name,
+            why=f"its config.json says {found.get('_class_name')!r}",
+            hint=f"known: {', '.join(_KINDS)}",
+        )
+    try:
+        # Safetensors only: a pickled weight file could run code.
+        network = NETWORKS[kind].from_pretrained(name, use_safetensors=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            "pretrained autoencoder weights cannot be loaded",
+            where=name,
+            why=str(error).splitlines()[0],
+            hint="only safetensors weights are read",
+        ) from error
+    settings = {key: value for key, value in network.config.items() if not key.startswith("_")}
+    downsample = 2 ** (_depth(kind, settings) - 1)
+    if config.image_size % downsample:
+        raise ConfigError(
+            "image_size does not fit the pretrained autoencoder",
+            where="autoencoder.model.image_size",
+            why=f"{config.image_size} is not divisible by {downsample}",
+        )
+    resolved = {
+        "kind": kind,
+        "pretrained": None,
+        "settings": settings,
+        "latent_channels": int(settings["latent_channels"]),
+    }
+    return config.model_copy(update=resolved), network

@@ -1,0 +1,304 @@
+"""`pathgen pretrain`: DINO -> autoencoder -> E-LDM -> synthetic views -> Gen-DINO, resumable.
+
+Gen-SIS (arXiv 2412.01672) in one run folder. Each stage is the function of its own module;
+this file only says in which order they go and what each hands on. Gen-DINO is `train_dino`
+given self-augmentations, on the same recipe as DINO unless the recipe says otherwise, so that
+the two are compared at the same number of real-image epochs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, model_validator
+
+from pathgen import commit
+from pathgen.augment import AugmentConfig
+from pathgen.config import Config, merge, parse_overrides, to_yaml
+from pathgen.config import build as build_config
+from pathgen.data.sources import PatchSource, open_sources
+from pathgen.errors import ConfigError, RunError
+from pathgen.extract import ExtractConfig
+from pathgen.progress import Progress, Silent
+from pathgen.provenance import environment
+from pathgen.recipes import read_recipe
+from pathgen.runs import Run
+from pathgen.train.autoencoder import AutoencoderTrainConfig
+from pathgen.train.dino import DinoConfig
+from pathgen.train.ldm import LDMTrainConfig
+
+if TYPE_CHECKING:
+    from pathgen.models.autoencoder import Autoencoder
+    from pathgen.models.encoder import Encoder
+    from pathgen.stores.augmentations import SelfAugmentationStore
+    from pathgen.stores.features import FeatureStore
+
+STAGES = ("dino", "autoencoder", "ldm", "augment", "gen-dino")
+
+
+class PretrainConfig(Config):
+    """A recipe: one group of settings a stage. `gen_dino` starts from `dino`."""
+
+    name: str = "custom"
+    note: str = ""
+    dino: DinoConfig = Field(default_factory=DinoConfig)
+    features: ExtractConfig = Field(default_factory=ExtractConfig)
+    autoencoder: AutoencoderTrainConfig = Field(default_factory=AutoencoderTrainConfig)
+    ldm: LDMTrainConfig = Field(default_factory=LDMTrainConfig)
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    gen_dino: DinoConfig = Field(default_factory=DinoConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gen_dino_starts_from_dino(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        dino, own = values.get("dino") or {}, values.get("gen_dino") or {}
+        if isinstance(dino, Mapping) and isinstance(own, Mapping):
+            return {**values, "gen_dino": merge(dino, own)}
+        return values
+
+
+def check_stages(stages: Sequence[str]) -> None:
+    """Raise ConfigError (PG-C03) unless every name is one of `STAGES`."""
+    unknown = [stage for stage in stages if stage not in STAGES]
+    if unknown or not stages:
+        raise ConfigError(
+            "unknown stage",
+            code="PG-C03",
+            where=", ".join(unknown) or "(none)",
+            why=f"known: {', '.join(STAGES)}",
+        )
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """Where things are: `stages` maps each finished stage to its folder."""
+
+    out: Path
+    config: PretrainConfig
+    stages: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def encoder(self) -> Path:
+        """The best encoder there is: Gen-DINO's, else DINO's."""
+        for stage in ("gen-dino", "dino"):
+            if stage in self.stages:
+                return self.stages[stage]
+        raise RunError("no encoder in this run", where=self.out.name, hint="run the dino stage")
+
+
+def resolve(
+    recipe: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    seed: int | None = None,
+    device: str | None = None,
+    workers: int | None = None,
+) -> PretrainConfig:
+    """A recipe by name or path, with ``key=value`` overrides and the common flags laid on top.
+
+    Raises ConfigError for an unknown recipe or setting, naming the nearest known one.
+    """
+    values = merge(read_recipe(recipe), parse_overrides(overrides))
+    common: dict[str, Any] = {"seed": seed, "device": device, "workers": workers}
+    common = {key: value for key, value in common.items() if value is not None}
+    for stage in ("dino", "autoencoder", "ldm"):
+        values = merge(values, {stage: {"run": common}})
+    placed = {key: value for key, value in common.items() if key in ("device", "workers")}
+    values = merge(values, {"features": placed})
+    if seed is not None:
+        values = merge(values, {"augment": {"seed": seed}})
+    return build_config(PretrainConfig, values, where=str(recipe))
+
+
+def pretrain(
+    inputs: str | Path | Sequence[str | Path],
+    out: str | Path,
+    recipe: str | Path = "tiny",
+    *,
+    stages: Sequence[str] = STAGES,
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+    device: str | None = None,
+    workers: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> PretrainResult:
+    """Run the stages of a recipe on patch stores or an image folder, or go on where they stopped.
+
+    Args:
+        inputs: patch stores, folders of them, or ImageNet-style image folders.
+        out: the run folder; see docs/formats.md.
+        recipe: a name from `pathgen.recipes`, or a YAML file.
+        stages: which of `STAGES` to do; a stage that needs an unfinished one says so.
+        overwrite: start the chosen stages anew instead of resuming them.
+
+    Raises:
+        NoInputError: no patches. ConfigError: bad recipe or setting. RunError: the folder was
+        made with other settings or inputs. Stopped: stopped on request with a checkpoint.
+    """
+    check_stages(stages)
+    progress = progress or Silent()
+    config = resolve(recipe, overrides, seed=seed, device=device, workers=workers)
+    paths = [inputs] if isinstance(inputs, str | Path) else list(inputs)
+    sources = open_sources([Path(path) for path in paths])
+    folder = commit.writable_folder(Path(out))
+    with commit.lock(folder):
+        commit.sweep(folder)
+        commit.write_text(folder / "config.yaml", to_yaml(config))
+        commit.write_json(folder / "environment.json", environment())
+        flow = _Flow(folder, config, sources, overwrite, progress)
+        for stage in STAGES:
+            if stage in stages:
+                progress.say(f"{stage}: {flow.status(stage)}")
+                flow.do(stage)
+    done = {stage: folder / stage for stage in STAGES if (folder / stage / "done.json").exists()}
+    return PretrainResult(out=folder, config=config, stages=done)
+
+
+class _Flow:
+    """The stages over one run folder; each loads what it needs from the folders before it."""
+
+    def __init__(
+        self,
+        out: Path,
+        config: PretrainConfig,
+        sources: Sequence[PatchSource],
+        overwrite: bool,
+        progress: Progress,
+    ) -> None:
+        self.out, self.config, self.sources = out, config, sources
+        self.overwrite, self.progress = overwrite, progress
+        self.patches = {f"{i:05d} {source.name}": source.id for i, source in enumerate(sources)}
+
+    def do(self, stage: str) -> None:
+        steps: dict[str, Callable[[], None]] = {
+            "dino": self.dino,
+            "autoencoder": self.autoencoder,
+            "ldm": self.ldm,
+            "augment": self.augment,
+            "gen-dino": self.gen_dino,
+        }
+        steps[stage]()
+
+    def status(self, stage: str) -> str:
+        if (self.out / stage / "done.json").exists() and not self.overwrite:
+            return "finished before, kept"
+        return "going on" if (self.out / stage).exists() and not self.overwrite else "starting"
+
+    def start(self, stage: str, config: Config, **inputs: str) -> Run:
+        return Run.start(
+            self.out / stage, stage, config, {**self.patches, **inputs}, overwrite=self.overwrite
+        )
+
+    def dino(self) -> None:
+        from pathgen.train.dino import train_dino
+
+        run = self.start("dino", self.config.dino)
+        if not run.finished:
+            train_dino(self.config.dino, self.sources, run, progress=self.progress)
+
+    def autoencoder(self) -> None:
+        from pathgen.train.autoencoder import train_autoencoder
+
+        run = self.start("autoencoder", self.config.autoencoder)
+        if not run.finished:
+            train_autoencoder(self.config.autoencoder, self.sources, run, progress=self.progress)
+
+    def ldm(self) -> None:
+        from pathgen.train.ldm import train_ldm
+
+        encoder, autoencoder = self._encoder("ldm"), self._autoencoder("ldm")
+        run = self.start(
+            "ldm", self.config.ldm, encoder=encoder.id, autoencoder=self._run_id("autoencoder")
+        )
+        if not run.finished:
+            features = self._features(encoder)
+            train_ldm(
+                self.config.ldm, self.sources, features, autoencoder, run, progress=self.progress
+            )
+
+    def augment(self) -> None:
+        from pathgen.augment import augment
+        from pathgen.models.ldm import EmbeddingConditionedLDM
+        from pathgen.runs import load_model
+
+        encoder, autoencoder = self._encoder("augment"), self._autoencoder("augment")
+        self._need("ldm", "augment")
+        ldm = load_model(self.out / "ldm" / "model", EmbeddingConditionedLDM)
+        ids = {"encoder": encoder.id, "ldm": self._run_id("ldm")}
+        augment(
+            ldm,
+            autoencoder,
+            encoder,
+            self._features(encoder),
+            self.out / "augment",
+            self.config.augment,
+            ids=ids,
+            sources=self.sources,
+            overwrite=self.overwrite,
+            device=self.config.ldm.run.device,
+            progress=self.progress,
+        )
+
+    def gen_dino(self) -> None:
+        from pathgen.train.dino import train_dino
+
+        augmentations = self._augmentations()
+        made = {f"augmentation {i:05d}": store.id for i, store in enumerate(augmentations)}
+        run = self.start("gen-dino", self.config.gen_dino, **made)
+        if not run.finished:
+            train_dino(
+                self.config.gen_dino, self.sources, run, augmentations, progress=self.progress
+            )
+
+    def _need(self, stage: str, wanted_by: str) -> None:
+        if not (self.out / stage / "done.json").exists():
+            raise RunError(
+                f"the {wanted_by} stage needs a finished {stage} stage",
+                where=self.out.name,
+                hint=f"run it first, e.g. with --stages {stage},{wanted_by}",
+            )
+
+    def _run_id(self, stage: str) -> str:
+        return Run.open(self.out / stage).id
+
+    def _encoder(self, wanted_by: str) -> Encoder:
+        from pathgen.extract import load_encoder
+
+        self._need("dino", wanted_by)
+        return load_encoder(self.out / "dino", device=self.config.dino.run.device)
+
+    def _autoencoder(self, wanted_by: str) -> Autoencoder:
+        from pathgen.models.autoencoder import Autoencoder
+        from pathgen.runs import load_model
+
+        self._need("autoencoder", wanted_by)
+        return load_model(self.out / "autoencoder" / "model", Autoencoder)
+
+    def _features(self, encoder: Encoder) -> list[FeatureStore]:
+        """The condition of every real patch: the frozen DINO teacher's embedding."""
+        from pathgen.extract import extract_features
+        from pathgen.stores.features import FeatureStore
+
+        paths = extract_features(
+            encoder,
+            self.sources,
+            self.out / "features",
+            self.config.features,
+            overwrite=self.overwrite,
+            progress=self.progress,
+        )
+        return [FeatureStore.open(path) for path in paths]
+
+    def _augmentations(self) -> list[SelfAugmentationStore]:
+        from pathgen.stores import find_stores
+        from pathgen.stores.augmentations import SelfAugmentationStore
+
+        self._need("augment", "gen-dino")
+        paths = find_stores(self.out / "augment", kind="augmentations")
+        return [SelfAugmentationStore.open(path) for path in paths]

@@ -1,0 +1,168 @@
+"""A whole slide at a coarse scale, for masks and thumbnails; and reading areas at any scale."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from pathgen.errors import SlideError
+from pathgen.tiling.slide import SlideReader
+
+if TYPE_CHECKING:
+    from pathgen.tiling.tissue import TissueMask
+
+#: Pixels of a level held at once while an overview is made: 48 MB of RGB.
+BAND_PIXELS = 2**24
+#: A scale this close to a level's, relative, is the level's.
+NATIVE_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The scanned bounds of a slide; pixel (i, j) covers the level-0 rectangle that starts at
+    ``origin + (j, i) * scale`` and is `scale` wide and high."""
+
+    pixels: NDArray[np.uint8]  # (height, width, 3)
+    origin: tuple[int, int]
+    scale: tuple[float, float]
+
+
+def true_downsample(slide: SlideReader, level: int) -> tuple[float, float]:
+    """Level-0 pixels per pixel of `level`, x and y.
+
+    Pyramids are made by whole factors, and what does not fill the last pixel is cut or padded.
+    The ratio of the level sizes is then a little off, by up to a pixel at the far edge; the whole
+    factor is right.
+    """
+    (w0, h0), (w, h) = slide.size, slide.level_sizes[level]
+    factor = round(w0 / w)
+    whole = all(small in (full // factor, -(-full // factor)) for full, small in ((w0, w), (h0, h)))
+    return (float(factor), float(factor)) if whole else (w0 / w, h0 / h)
+
+
+def best_level(slide: SlideReader, scale: tuple[float, float]) -> int:
+    """The coarsest level that is not coarser than `scale` level-0 pixels; 0 if all are."""
+    limit = min(scale) * (1 + NATIVE_TOLERANCE)
+    fits = [i for i, d in enumerate(slide.downsamples) if d <= limit]
+    return max(fits, key=lambda i: slide.downsamples[i], default=0)
+
+
+def read_overview(slide: SlideReader, scale: float | tuple[float, float]) -> Overview:
+    """The scanned bounds, `scale` level-0 pixels per pixel, by area averaging."""
+    sx, sy = scale if isinstance(scale, tuple) else (scale, scale)
+    x0, y0, width, height = slide.bounds
+    across, down = math.ceil(width / sx), math.ceil(height / sy)
+    level = best_level(slide, (sx, sy))
+    kx, ky = true_downsample(slide, level)
+    rows = max(1, int(BAND_PIXELS / (across * sx / kx) / (sy / ky)))
+    pixels = np.empty((down, across, 3), np.uint8)
+    for row in range(0, down, rows):
+        stop = min(row + rows, down)
+        box = (x0, y0 + row * sy, x0 + across * sx, y0 + stop * sy)
+        area, inner = read_area(slide, level, box)
+        pixels[row:stop] = resized(area, inner, (across, stop - row), Image.Resampling.BOX)
+    return Overview(pixels, (x0, y0), (sx, sy))
+
+
+Box = tuple[float, float, float, float]
+
+
+def read_area(
+    slide: SlideReader, level: int, box: Box, margin: int = 0
+) -> tuple[NDArray[np.uint8], Box]:
+    """The pixels of `level` under the level-0 `box` (x0, y0, x1, y1), and the box within them.
+
+    `margin` more pixels are read on each side for a filter's reach; past the edge of the slide
+    the last pixel repeats.
+    """
+    kx, ky = true_downsample(slide, level)
+    width, height = slide.level_sizes[level]
+    left, top, right, bottom = box[0] / kx, box[1] / ky, box[2] / kx, box[3] / ky
+    x0, y0 = math.floor(left + 1e-6) - margin, math.floor(top + 1e-6) - margin
+    x1, y1 = math.ceil(right - 1e-6) + margin, math.ceil(bottom - 1e-6) + margin
+    inside = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
+    pixels = read_pixels(slide, level, inside)
+    outside = ((inside[1] - y0, y1 - inside[3]), (inside[0] - x0, x1 - inside[2]), (0, 0))
+    if any(any(pair) for pair in outside):
+        pixels = np.pad(pixels, outside, mode="edge")
+    return pixels, (left - x0, top - y0, right - x0, bottom - y0)
+
+
+def read_pixels(
+    slide: SlideReader, level: int, box: tuple[int, int, int, int]
+) -> NDArray[np.uint8]:
+    """RGB of the pixels x0, y0, x1, y1 of `level`, in that level's own pixels."""
+    x0, y0, x1, y1 = box
+    step = slide.downsamples[level]
+    return slide.read((x0 * step, y0 * step), level, (x1 - x0, y1 - y0))
+
+
+def resized(
+    pixels: NDArray[np.uint8], box: Box, size: tuple[int, int], method: Image.Resampling
+) -> NDArray[np.uint8]:
+    """The part `box` of an RGB array at `size` = (width, height); `box` need not be whole."""
+    height, width = pixels.shape[:2]
+    inside = max(box[0], 0.0), max(box[1], 0.0), min(box[2], width), min(box[3], height)
+    return np.asarray(Image.fromarray(pixels).resize(size, method, box=inside))
+
+
+def check_brightfield(pixels: NDArray[np.uint8], name: str) -> None:
+    """Refuse fluorescence and dark-field (PG-S14): nearly all black, with no glass in sight."""
+    value = pixels.max(axis=2)
+    dark = float((value < 60).mean())
+    bright = float((pixels.min(axis=2) > 150).mean())
+    if dark > 0.5 and bright < 0.01:
+        raise SlideError(
+            "not a brightfield slide", code="PG-S14", where=name,
+            why=f"{dark:.0%} of it is dark and {bright:.0%} bright, as in fluorescence",
+            hint="tissue and stain are found by absorbed light; leave this slide out",
+        )  # fmt: skip
+
+
+def draw_thumbnail(
+    slide: SlideReader,
+    overview: NDArray[np.uint8],
+    mask: TissueMask,
+    coords: NDArray[np.int64],
+    side: tuple[float, float],
+    longest: int,
+) -> Image.Image:
+    """The scanned bounds with the tissue's outline and the kept patches, made from the pyramid.
+
+    Associated images are never used: a label or macro shows who the patient is.
+
+    Args:
+        overview: RGB pixels the mask was made from.
+        coords: level-0 corners (n, 2) of the kept patches, `side` level-0 pixels wide and high.
+        longest: pixels of the longer side of the result.
+    """
+    x0, y0, width, height = slide.bounds
+    step = max(width, height) / longest
+    if max(overview.shape[:2]) < longest and step >= 1:
+        pixels = read_overview(slide, step).pixels
+    else:
+        pixels = overview
+        step = mask.scale[0]
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((longest, longest), Image.Resampling.BOX)
+    grow = picture.width / (pixels.shape[1] * step)
+    outline = _outline(mask, picture.size)
+    picture.paste((0, 90, 200), mask=Image.fromarray(outline))
+    grid = ImageDraw.Draw(picture, "RGBA")
+    for x, y in (coords - (x0, y0)) * grow:
+        corner = (x + side[0] * grow, y + side[1] * grow)
+        grid.rectangle((x, y, *corner), outline=(0, 150, 60, 160))
+    return picture
+
+
+def _outline(mask: TissueMask, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """255 on the edge of the tissue, at `size` = (width, height)."""
+    large = np.asarray(Image.fromarray(mask.pixels).resize(size, Image.Resampling.NEAREST))
+    padded = np.pad(large, 1, mode="edge")
+    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return np.asarray(large & ~inner, np.uint8) * 255

@@ -1,0 +1,183 @@
+"""What a file is, before a reader opens it, so that the message says what is wrong with it."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pathgen.errors import NoInputError, SlideError
+from pathgen.tiling.readers.tiff import read_directories
+
+#: First bytes -> name, of what is read here (True) or only recognized (False).
+_MAGIC: tuple[tuple[bytes, str, bool], ...] = (
+    (b"II*\0", "TIFF", True), (b"MM\0*", "TIFF", True), (b"II+\0", "TIFF", True),
+    (b"MM\0+", "TIFF", True), (b"\x89PNG", "PNG", True), (b"\xff\xd8\xff", "JPEG", True),
+    (b"ZISRAWFILE", "Zeiss CZI", True), (b"SQLite format 3", "SQLite", True),
+    (b"[Virtual Microscope", "Hamamatsu VMS", True),
+    (b"[Uncompressed Virtual", "Hamamatsu VMU", True),
+    (b"\0\0\0\x0cjP", "JPEG 2000 image", False), (b"\xff\x4f\xff\x51", "JPEG 2000 image", False),
+    (b"<DataObject", "Philips iSyntax", False), (b"<?xml", "XML", False),
+    (b"%PDF", "PDF", False), (b"PK\x03\x04", "zip archive", False),
+    (b"\x1f\x8b", "gzip archive", False), (b"\x89HDF", "HDF5 file", False),
+    (b"GIF8", "GIF", False), (b"BM", "BMP", False), (b"RIFF", "WebP or RIFF", False),
+)  # fmt: skip
+
+#: Slide formats by suffix that no reader of this version opens.
+UNSUPPORTED = {
+    ".isyntax": "Philips iSyntax", ".sdpc": "Sqray SDPC", ".kfb": "KFBio", ".vsi": "Olympus VSI",
+    ".jp2": "JPEG 2000 image", ".tmap": "TMAP", ".lif": "Leica LIF", ".zvi": "Zeiss ZVI",
+}  # fmt: skip
+
+
+def check_slide(path: Path) -> str:
+    """The kind of file at `path`: ``"TIFF"``, ``"DICOM"``, ``"PNG"`` ...
+
+    Raises:
+        NoInputError: PG-N01 nothing there.
+        SlideError: PG-S01 empty, PG-S02 not a slide, PG-S03 truncated, PG-S05 or PG-S06 damaged,
+            PG-S10 a format this version does not read, PG-S11 a part is missing.
+    """
+    if not os.path.lexists(path):
+        raise missing(path)
+    if path.is_dir():
+        return _check_folder(path)
+    try:
+        with path.open("rb") as handle:
+            head = handle.read(132)
+    except OSError as error:
+        raise SlideError(
+            "slide cannot be read", code="PG-N04", where=path.name,
+            why=str(error.strerror or error), hint="check permissions and links",
+        ) from error  # fmt: skip
+    if path.suffix.lower() == ".mrxs":
+        return _check_mrxs(path)
+    if not head:
+        raise SlideError(
+            "empty file", code="PG-S01", where=path.name, why="it has 0 bytes", hint="copy it again"
+        )
+    kind, readable = _kind(head)
+    if not readable:
+        raise _refuse(path, kind)
+    if kind == "TIFF":
+        _check_tiff(path)
+    return kind
+
+
+def missing(path: Path) -> NoInputError:
+    """PG-N01, with the nearest name that is there."""
+    parent = path.parent
+    there = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, there, n=1)
+    if close:
+        hint = f"did you mean {str(parent / close[0])!r}?"
+    elif not parent.is_dir():
+        hint = f"the folder {str(parent)!r} is not there either"
+    else:
+        hint = "check the path"
+    return NoInputError("no such file or folder", where=path, hint=hint)
+
+
+def unsupported(path: Path, what: str) -> SlideError:
+    """PG-S10: a format or flavor that this version does not read."""
+    return SlideError(
+        "format not supported by this version", code="PG-S10", where=path.name, why=f"it is {what}",
+        hint="convert it to a tiled pyramidal TIFF, 8 bits RGB, e.g. with bioformats2raw and "
+        "raw2ometiff, or with `vips tiffsave --tile --pyramid`",
+    )  # fmt: skip
+
+
+def is_ome_zarr(path: Path) -> bool:
+    """Whether a folder is an OME-Zarr image."""
+    if path.name.lower().endswith(".ome.zarr"):
+        return True
+    for name in (".zattrs", "zarr.json"):
+        text = _small_text(path / name)
+        if text and '"multiscales"' in text:
+            return True
+    return False
+
+
+def dicom_files(folder: Path) -> list[Path]:
+    """The DICOM files of a folder, sorted; drafts and hidden files left out."""
+    return sorted(
+        path for path in folder.iterdir()
+        if path.suffix.lower() == ".dcm" and not path.name.startswith(".") and path.is_file()
+    )  # fmt: skip
+
+
+def truncated_dicom(text: str) -> bool:
+    """Whether OpenSlide's message speaks of a DICOM file that ends too early."""
+    return any(sign in text.lower() for sign in ("truncated", "end of file", "short read"))
+
+
+def parts(path: Path) -> Iterator[Path]:
+    """The files that hold a slide: itself, its DICOM folder, or an MRXS's or VMS's companions."""
+    if path.is_dir():
+        yield from (dicom_files(path) or sorted(p for p in path.rglob("*") if p.is_file()))
+        return
+    yield path
+    suffix = path.suffix.lower()
+    if suffix == ".mrxs" and path.with_suffix("").is_dir():
+        yield from sorted(p for p in path.with_suffix("").iterdir() if p.is_file())
+    elif suffix in (".vms", ".vmu"):
+        yield from sorted(p for p in path.parent.glob("*.jpg"))
+
+
+def _kind(head: bytes) -> tuple[str, bool]:
+    if head[128:132] == b"DICM":
+        return "DICOM", True
+    for magic, name, readable in _MAGIC:
+        if head.startswith(magic):
+            return name, readable
+    text = all(byte >= 32 or byte in b"\t\r\n" for byte in head)
+    return ("text" if text else "unknown"), False
+
+
+def _refuse(path: Path, kind: str) -> SlideError:
+    named = UNSUPPORTED.get(path.suffix.lower())
+    if kind in ("Philips iSyntax", "JPEG 2000 image") or named:
+        return unsupported(path, named or kind)
+    found = {"text": "a text file", "unknown": "no image format known here"}.get(kind, f"a {kind}")
+    return SlideError(
+        "not a slide", code="PG-S02", where=path.name, why=f"by its content it is {found}",
+        hint="check how the file was made or downloaded",
+    )  # fmt: skip
+
+
+def _check_tiff(path: Path) -> None:
+    pages = read_directories(path)
+    pyramid = [page for page in pages if page.tiled] or pages[:1]
+    deepest = max(page.bits for page in pyramid)
+    if deepest > 8:
+        raise unsupported(path, f"a TIFF of {deepest} bits per channel")
+
+
+def _check_mrxs(path: Path) -> str:
+    if not (path.with_suffix("") / "Slidedat.ini").is_file():
+        raise SlideError(
+            "a part of the slide is missing", code="PG-S11", where=path.name,
+            why=f"an MRXS needs the folder {path.stem!r} with Slidedat.ini beside it",
+            hint="copy that folder too",
+        )  # fmt: skip
+    return "MIRAX"
+
+
+def _check_folder(path: Path) -> str:
+    if is_ome_zarr(path):
+        raise unsupported(path, "OME-Zarr")
+    if dicom_files(path):
+        return "DICOM"
+    raise SlideError(
+        "not a slide", code="PG-S02", where=path.name, why="it is a folder",
+        hint="give a slide file, or use `pathgen tile` for a folder of slides",
+    )  # fmt: skip
+
+
+def _small_text(path: Path) -> str | None:
+    try:
+        return json.dumps(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,98 @@
+"""Plain images without a pyramid, through Pillow: PNG, JPEG, TIFF."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from pathgen.errors import SlideError
+from pathgen.tiling.readers.base import BaseReader
+from pathgen.tiling.readers.check import unsupported
+from pathgen.tiling.readers.openslide import tag_scale
+from pathgen.tiling.readers.tiff import check_size
+from pathgen.tiling.slide import Header, Scale
+
+#: Such an image is decoded whole: 400 MB at 3 bytes a pixel.
+MAX_FLAT_PIXELS = 2**27
+
+_EIGHT_BIT = {"RGB", "RGBA", "L", "LA", "P", "PA", "CMYK", "YCbCr", "1"}
+
+
+class FlatReader(BaseReader):
+    """A plain 8-bit image as a slide of one level, decoded once and kept."""
+
+    reader = "flat"
+    read_errors = (OSError, SyntaxError, ValueError)
+
+    def _describe(self) -> Header:
+        with self._image() as image:
+            width, height = image.size
+            check_size(self.path, width, height, self.path.stat().st_size)
+            if width * height > MAX_FLAT_PIXELS:
+                raise unsupported(
+                    self.path, f"an image of {width:,} x {height:,} pixels without a pyramid"
+                )
+            if image.mode not in _EIGHT_BIT:
+                raise unsupported(self.path, f"an image of mode {image.mode}, not 8 bits a channel")
+            return Header(
+                vendor=f"plain-{(image.format or 'image').lower()}", size=(width, height),
+                level_sizes=((width, height),), downsamples=(1.0,), bounds=(0, 0, width, height),
+                scale=_scale(image),
+            )  # fmt: skip
+
+    def _image(self) -> Image.Image:
+        try:
+            return Image.open(self.path, formats=("PNG", "JPEG", "TIFF"))
+        except Image.DecompressionBombError as error:
+            raise unsupported(
+                self.path, "an image too large to be read without a pyramid"
+            ) from error
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            raise SlideError(
+                "slide cannot be opened", code="PG-S02", where=self.path.name, why=str(error),
+                hint="check how the file was made or downloaded",
+            ) from error  # fmt: skip
+
+    def _open(self) -> _Pixels:
+        with self._image() as image:
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                clear = image.convert("RGBA")
+                white = Image.new("RGBA", clear.size, "white")
+                return _Pixels(np.asarray(Image.alpha_composite(white, clear).convert("RGB")))
+            return _Pixels(np.asarray(image.convert("RGB")))
+
+    def _read(
+        self, position: tuple[float, float], level: int, size: tuple[int, int]
+    ) -> NDArray[np.uint8]:
+        if level:
+            raise ValueError(f"level {level} of a plain image")
+        pixels = self.handle.array
+        (x, y), (width, height) = (round(v) for v in position), size
+        out = np.full((height, width, 3), 255, np.uint8)
+        x0, y0 = max(x, 0), max(y, 0)
+        x1, y1 = min(x + width, pixels.shape[1]), min(y + height, pixels.shape[0])
+        if x1 > x0 and y1 > y0:
+            out[y0 - y : y1 - y, x0 - x : x1 - x] = pixels[y0:y1, x0:x1]
+        return out
+
+
+class _Pixels:
+    def __init__(self, array: NDArray[np.uint8]) -> None:
+        self.array = array
+
+    def close(self) -> None:
+        pass
+
+
+def _scale(image: Image.Image) -> Scale | None:
+    tags: Any = getattr(image, "tag_v2", None)
+    if tags is None:
+        return None
+    per_unit = {2: 25_400.0, 3: 10_000.0}.get(tags.get(296, 2))
+    across, down = (float(tags.get(tag) or 0) for tag in (282, 283))
+    if not (per_unit and across > 0 and down > 0):
+        return None
+    return tag_scale(per_unit / across, per_unit / down)

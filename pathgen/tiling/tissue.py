@@ -1,0 +1,156 @@
+"""Where the tissue is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from pathgen.config import Config
+from pathgen.tiling.overview import Overview, check_brightfield, read_overview
+from pathgen.tiling.slide import SlideReader
+
+
+class TissueConfig(Config):
+    """How tissue is told from glass. Lengths are physical, so pyramids and scanners are alike."""
+
+    method: Literal["otsu"] = "otsu"
+    mpp: float = Field(8.0, gt=0, le=64)
+    """microns per pixel of the mask"""
+    min_area_mm2: float = Field(0.02, ge=0)
+    """smaller pieces are dropped; a needle core is 10 mm by 0.5 mm"""
+    close_um: float = Field(24.0, ge=0)
+    """gaps up to this are bridged; holes stay"""
+    density: tuple[float, float] = (0.035, 0.10)
+    """the Otsu threshold on optical density stays within these, so bare glass holds nothing and a
+    slide full of tissue keeps its pale parts"""
+    chroma: tuple[float, float] = (0.03, 0.08)
+    """the same for the distance from gray, 0..1"""
+
+
+@dataclass(frozen=True)
+class TissueMask:
+    """True where there is tissue, over the scanned bounds of a slide."""
+
+    pixels: NDArray[np.bool_]  # (height, width)
+    mpp: float
+    origin: tuple[int, int] = (0, 0)
+    """level-0 position of its first pixel"""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """level-0 pixels per mask pixel, x and y"""
+
+    @cached_property
+    def _sums(self) -> NDArray[np.float64]:
+        sums = self.pixels.cumsum(0, dtype=np.float64).cumsum(1)
+        return np.pad(sums, ((1, 0), (1, 0)))
+
+    def fraction(
+        self, coords: NDArray[np.integer], side: float | tuple[float, float]
+    ) -> NDArray[np.float32]:
+        """Share of tissue in squares at level-0 `coords` (n, 2), `side` level-0 pixels: (n,) 0..1.
+
+        Exact for squares that cut mask pixels; what lies outside of the mask is not tissue.
+        """
+        sides = side if isinstance(side, tuple) else (side, side)
+        start = (np.asarray(coords, np.float64) - self.origin) / self.scale
+        x0, y0 = start.T
+        x1, y1 = (start + np.asarray(sides) / self.scale).T
+        inside = self._at(x1, y1) - self._at(x0, y1) - self._at(x1, y0) + self._at(x0, y0)
+        return np.clip(inside / ((x1 - x0) * (y1 - y0)), 0, 1).astype(np.float32)
+
+    def _at(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Tissue area left of x and above y: the summed-area table is linear between its knots."""
+        height, width = self.pixels.shape
+        x, y = np.clip(x, 0, width), np.clip(y, 0, height)
+        j, i = (np.minimum(v.astype(np.int64), n - 1) for v, n in ((x, width), (y, height)))
+        u, v = x - j, y - i
+        t = self._sums
+        return np.asarray(
+            t[i, j] * (1 - u) * (1 - v) + t[i, j + 1] * u * (1 - v)
+            + t[i + 1, j] * (1 - u) * v + t[i + 1, j + 1] * u * v
+        )  # fmt: skip
+
+    @property
+    def area_mm2(self) -> float:
+        """Area of the tissue."""
+        return float(self.pixels.sum()) * (self.mpp / 1000) ** 2
+
+
+def find_tissue(slide: SlideReader, config: TissueConfig = TissueConfig()) -> TissueMask:
+    """Tell tissue from glass inside the scanned bounds, at `config.mpp`.
+
+    Raises:
+        SlideError: PG-S07 or PG-S08 without a usable pixel size, PG-S04 when pixels cannot be
+            decoded, PG-S14 when the slide is not brightfield.
+    """
+    overview = mask_overview(slide, config)
+    check_brightfield(overview.pixels, slide.name)
+    return mask_of(overview, slide.mpp_xy, config)
+
+
+def mask_overview(slide: SlideReader, config: TissueConfig) -> Overview:
+    """The pixels the mask is made from; never finer than the slide."""
+    mpp = max(config.mpp, slide.mpp)
+    return read_overview(slide, (mpp / slide.mpp_xy[0], mpp / slide.mpp_xy[1]))
+
+
+def mask_of(overview: Overview, mpp_xy: tuple[float, float], config: TissueConfig) -> TissueMask:
+    """The mask of an overview whose slide has `mpp_xy` microns per level-0 pixel."""
+    mpp = overview.scale[0] * mpp_xy[0]
+    pixels = _METHODS[config.method](overview.pixels, config)
+    pixels = _cleaned(pixels, mpp, config)
+    return TissueMask(pixels, mpp, overview.origin, overview.scale)
+
+
+def _otsu(pixels: NDArray[np.uint8], config: TissueConfig) -> NDArray[np.bool_]:
+    """Absorbs light and has color, or absorbs much."""
+    from scipy.ndimage import uniform_filter
+
+    light = pixels.astype(np.float32)
+    black = light.max(axis=2) < 20  # fill of scanners, pen caps: no light, no tissue
+    glass = _glass(light)
+    through = np.clip(uniform_filter(light, (3, 3, 0)) / glass, 1 / 255, 1)
+    density = -np.log10(through.min(axis=2))
+    chroma = 1 - through.min(axis=2) / through.max(axis=2)
+    dense = density > _threshold(density[~black], config.density)
+    colored = chroma > _threshold(chroma[~black], config.chroma)
+    return dense & (colored | (density > 0.4)) & ~black
+
+
+def _glass(light: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Color of the empty glass (3,): the brightest common one, at least light gray."""
+    brightness = light.min(axis=2)
+    bright = light[brightness >= np.percentile(brightness, 95)]
+    return np.clip(np.median(bright, axis=0), 200, 255).astype(np.float32)
+
+
+def _threshold(values: NDArray[np.float32], limits: tuple[float, float]) -> float:
+    from skimage.filters import threshold_otsu
+
+    values = np.clip(values, 0, 0.5)  # dark ink must not pull the threshold up
+    if values.size == 0 or values.min() == values.max():
+        return limits[1]
+    return float(np.clip(threshold_otsu(values, nbins=256), *limits))
+
+
+def _cleaned(mask: NDArray[np.bool_], mpp: float, config: TissueConfig) -> NDArray[np.bool_]:
+    from scipy.ndimage import binary_closing, label
+
+    reach = round(config.close_um / mpp / 2)
+    if reach:
+        padded = np.pad(mask, reach)
+        disk = np.hypot(*np.mgrid[-reach : reach + 1, -reach : reach + 1]) <= reach + 0.5
+        mask = binary_closing(padded, disk)[reach:-reach, reach:-reach]
+    pieces, count = label(mask, np.ones((3, 3)))
+    if not count:
+        return np.asarray(mask, np.bool_)
+    big = np.bincount(pieces.ravel()) * (mpp / 1000) ** 2 >= config.min_area_mm2
+    big[0] = False
+    return np.asarray(big[pieces], np.bool_)
+
+
+_METHODS = {"otsu": _otsu}

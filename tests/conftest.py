@@ -1,0 +1,28 @@
+"""Shared by all tests: the real data where it is, and calm numerics."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Shared machines are slow now and then; speed is a matter for benchmarks/, not for tests.
+settings.register_profile(
+    "pathgen", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("pathgen")
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real slides and patches; the test is skipped where it is absent."""
+    if not DATA.is_dir():
+        pytest.skip("the real slides and patches (../shared/data) are not here")
+    return DATA
