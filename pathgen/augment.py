@@ -7,36 +7,36 @@ of it or nothing. Only embeddings go in, never real pixels; the sheet alone show
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from pathgen.commit import discard, draft, lock, sweep, writable_folder, write_json
+from pathgen.commit import discard, lock, sweep, writable_folder, write_json
 from pathgen.config import Config
 from pathgen.data.patches import PatchDataset
 from pathgen.data.sources import PatchSource
-from pathgen.errors import ConfigError, NoInputError, RunError
+from pathgen.errors import ConfigError, NoInputError, RunError, StoreError
 from pathgen.models.autoencoder import Autoencoder
 from pathgen.models.encoder import Encoder
 from pathgen.models.interpolation import slerp
 from pathgen.models.ldm import EmbeddingConditionedLDM, Sampler
 from pathgen.models.weights import weights_id
-from pathgen.progress import Progress, Silent
+from pathgen.progress import Progress, Silent, Task
 from pathgen.provenance import Provenance
 from pathgen.stores.augmentations import Recipe, SelfAugmentationStore, recipe_columns
 from pathgen.stores.codec import encode_patch
 from pathgen.stores.features import FeatureStore
 from pathgen.stores.patches import PatchRef
-from pathgen.train.autoencoder import load_images, to_pixels
+from pathgen.train.autoencoder import load_images
 from pathgen.train.engine import find_device
 from pathgen.train.ldm import check_alignment, one_encoder
+from pathgen.train.sheets import Picture, to_pixels, write_sheet
 
 #: What a stream of chance is for; numbers are part of every result and never change.
 SOURCES, GENERATIVE, INTERPOLATED, PAIRS, SHEET = range(5)
@@ -214,7 +214,7 @@ def augment(
 
     Raises:
         NoInputError: no embeddings. RunError: PG-T04, the features are not of the encoder that
-            the diffusion model was trained on, or `out` holds images drawn otherwise.
+            the diffusion model was trained on. StoreError: PG-O18, `out` holds other images.
         ConfigError: PG-C05, no such device; the models do not fit each other.
     """
     config, progress = config or AugmentConfig(), progress or Silent()
@@ -245,8 +245,7 @@ def augment(
             done = len(recipes) - sum(len(work.recipes) for work in missing)
             with progress.task("augment", len(recipes), done) as task:
                 for work in missing:
-                    for count in work.do(painter, encoder, features, facts):
-                        task.advance(count)
+                    work.do(painter, encoder, features, facts, task)
             if sources is not None:
                 draw_sheet(out / "sheet.png", painter, features, sources)
             write_json(out / "metrics.json", likeness_metrics(paths, painter.conditions, config))
@@ -261,16 +260,16 @@ class _Work:
         self.path, self.provenance, self.recipes = path, provenance, recipes
 
     def is_done(self) -> bool:
-        """Whether the store is there. Raises RunError when another one is in its place."""
+        """Whether the store is there. Raises StoreError (PG-O18) when it is another one."""
         if not self.path.exists():
             return False
         with SelfAugmentationStore.open(self.path) as store:
             found = store.id
         if found != self.provenance.id:
-            raise RunError(
-                "this folder holds images drawn with other models, features or settings",
-                where=self.path, why=f"it has id {found}, asked for {self.provenance.id}",
-                hint="use --overwrite to discard them, or choose another --out",
+            raise StoreError(
+                "another augmentation store has this name", code="PG-O18", where=self.path,
+                why=f"it has id {found}, asked for {self.provenance.id}: models, features or "
+                "settings differ", hint="choose another --out, or --overwrite",
             )  # fmt: skip
         return True
 
@@ -280,8 +279,9 @@ class _Work:
         encoder: Encoder | None,
         features: Sequence[FeatureStore],
         facts: Mapping[str, Any],
-    ) -> Iterator[int]:
-        """Draw everything, then let the store appear; yields how many images each batch had."""
+        task: Task,
+    ) -> None:
+        """Draw everything, then let the store appear."""
         sources = [str(store.source["id"]) for store in features]
         size = painter.autoencoder.config.image_size
         batch = painter.config.batch_size
@@ -297,7 +297,7 @@ class _Work:
                     cosine=painter.likeness(encoder, images, recipes),
                     **recipe_columns(recipes, sources),
                 )
-                yield len(recipes)
+                task.advance(len(recipes))
 
 
 def check_models(
@@ -411,35 +411,17 @@ def draw_sheet(
     def real(index: int) -> NDArray[np.uint8]:
         return to_pixels(load_images(patches, [index], size))[0]
 
-    lines: list[list[tuple[str, NDArray[np.uint8]]]] = []
+    lines: list[list[Picture]] = []
     for index in chance.choice(len(patches), min(rows, len(patches)), replace=False).tolist():
         seeds = chance.integers(2**63 - 1, size=5).tolist()
         drawn = painter.draw([Recipe.generative(patches.locate(index), seed) for seed in seeds])
-        views = [(f"view {i}", image) for i, image in enumerate(drawn, 1)]
-        lines.append([("real", real(index)), *views])
+        views = [Picture(f"view {i}", image) for i, image in enumerate(drawn, 1)]
+        lines.append([Picture("real", real(index)), *views])
     for _ in range(rows if len(patches) > 1 else 0):
         first, second = chance.choice(len(patches), 2, replace=False).tolist()
         seed, alphas = int(chance.integers(2**63 - 1)), (0.8, 0.6, 0.4, 0.2)
         pair = patches.locate(first), patches.locate(second)
         drawn = painter.draw([Recipe(*pair, alpha, seed) for alpha in alphas])
-        blends = [(f"alpha {alpha}", image) for alpha, image in zip(alphas, drawn, strict=True)]
-        lines.append([("real 1", real(first)), *blends, ("real 2", real(second))])
-    picture = tile_captioned(lines)
-    with draft(path) as temporary:
-        picture.save(temporary, format="PNG")
-
-
-def tile_captioned(
-    lines: Sequence[Sequence[tuple[str, NDArray[np.uint8]]]], side: int = 128, gap: int = 4
-) -> Image.Image:
-    """Rows of captioned images on white, each image `side` pixels wide and high."""
-    height, columns = side + 16, max(len(line) for line in lines)
-    picture = Image.new("RGB", (columns * (side + gap), len(lines) * (height + gap)), "white")
-    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(size=11)
-    for row, line in enumerate(lines):
-        for column, (caption, pixels) in enumerate(line):
-            x, y = column * (side + gap), row * (height + gap)
-            image = Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS)
-            picture.paste(image, (x, y + 16))
-            pen.text((x + 2, y + 1), caption, fill="black", font=font)
-    return picture
+        blends = [Picture(f"alpha {a}", image) for a, image in zip(alphas, drawn, strict=True)]
+        lines.append([Picture("real 1", real(first)), *blends, Picture("real 2", real(second))])
+    write_sheet(path, lines)

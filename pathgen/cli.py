@@ -242,7 +242,9 @@ def train_mil(
     labels: Annotated[Path, typer.Option(help="CSV with slide, label and perhaps patient.")],
     out: Out,
     label_column: Annotated[str | None, typer.Option(help="If it is not called label.")] = None,
-    folds: Annotated[int, typer.Option(min=2, help="Cross-validation folds.")] = 5,
+    folds: Annotated[
+        int | None, typer.Option(min=2, help="Cross-validation folds. Default: 5.")
+    ] = None,
     config: Config = None,
     settings: Set = None,
     seed: Seed = None,
@@ -263,7 +265,7 @@ def train_mil(
     result = cross_validate(
         features, labels, out, load_config(MILTrainConfig, config, [*(settings or ()),
                                                                     f"device={device}"]),
-        folds=folds, seed=seed or 0, label_column=label_column,
+        folds=folds, seed=seed, label_column=label_column,
         overwrite=overwrite or not resume, progress=talk.progress,
     )  # fmt: skip
     talk.result(

@@ -14,7 +14,14 @@ from pathgen import commit
 from pathgen.config import Config
 from pathgen.data.loading import Steps, stream
 from pathgen.data.sources import PatchSource, classes_of, labels_of
-from pathgen.errors import DataError, MissingExtraError, NoInputError, RunError, StoreError
+from pathgen.errors import (
+    ConfigError,
+    DataError,
+    MissingExtraError,
+    NoInputError,
+    RunError,
+    StoreError,
+)
 from pathgen.progress import Progress, Silent
 from pathgen.provenance import Provenance
 from pathgen.stores.features import FeatureStore
@@ -289,7 +296,7 @@ def _timm_encoder(spec: str) -> Encoder:
 
     name, _, option = spec.partition(",")
     if option not in ("", "pretrained", "random"):
-        raise NoInputError(
+        raise ConfigError(
             "encoder is not understood", where=f"timm:{spec}",
             hint="write timm:NAME, or timm:NAME,random for untrained weights",
         )  # fmt: skip
@@ -300,5 +307,5 @@ def _timm_encoder(spec: str) -> Encoder:
         raise MissingExtraError(
             "published weights cannot be fetched", code="PG-E02", where=f"timm:{name}",
             why=str(error).splitlines()[0] if str(error) else type(error).__name__,
-            hint="connect to the internet once, or use a run's encoder",
+            hint="connect to the internet once, use a run's encoder, or write timm:NAME,random",
         ) from error  # fmt: skip

@@ -251,7 +251,7 @@ def test_killed_at_any_moment_a_complete_checkpoint_remains(tmp_path: Path) -> N
             print(step, flush=True)
     """)
     path = tmp_path / "run"
-    for wait in (0.0, 0.013):
+    for wait in (0.0, 0.007):
         process = subprocess.Popen(
             [sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, cwd=ROOT, text=True
         )

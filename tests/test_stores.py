@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -154,13 +155,18 @@ def test_attributes_that_json_cannot_hold_are_refused(path: Path, wrong: object)
         {"x": np.zeros((2, 3)), "i": [0.5, 1.0], "image": [b""] * 2},  # would round
         {"x": np.zeros((2, 3)), "i": [1, 2], "image": ["a", "b"]},  # no bytes
         {"x": np.zeros((2, 3)), "i": [1, 2], "image": b"ab"},  # one string, not a list
+        {"x": np.full((1, 3), 1e300), "i": [1], "image": [b""]},  # would be infinite
         {"x": np.zeros((1, 3)), "i": np.array([2**63], np.uint64), "image": [b""]},  # would wrap
     ],
 )
 def test_rows_that_do_not_fit_are_refused_and_nothing_stays(path: Path, wrong: dict) -> None:
-    with pytest.raises(ValueError), create_table(path, COLUMNS, {}) as writer:  # noqa: PT011
-        writer.append(**rows_of(5))
-        writer.append(**wrong)
+    def write() -> None:
+        with create_table(path, COLUMNS, {}) as writer:
+            writer.append(**rows_of(5))
+            writer.append(**wrong)
+
+    with pytest.raises(ValueError, match=r"takes|differ|hold"):
+        write()
     assert list(path.parent.iterdir()) == []
 
 
@@ -168,9 +174,14 @@ def test_rows_that_do_not_fit_are_refused_and_nothing_stays(path: Path, wrong: d
 def test_an_error_leaves_what_was_there_before(path: Path, error: type[BaseException]) -> None:
     fill(path, 10)
     before = file_bytes(path)
-    with pytest.raises(error), create_table(path, COLUMNS, {}) as writer:
-        writer.append(**rows_of(300))
-        raise error
+
+    def write() -> None:
+        with create_table(path, COLUMNS, {}) as writer:
+            writer.append(**rows_of(300))
+            raise error
+
+    with pytest.raises(error):
+        write()
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     assert file_bytes(path) == before
 
@@ -387,10 +398,8 @@ def test_damaged_images_decode_or_raise_store_errors(codec: str, data: st.DataOb
     encoded = bytearray(encode_patch(picture(32), codec))  # type: ignore[arg-type]
     place = data.draw(st.integers(0, len(encoded) - 1))
     encoded[place] ^= data.draw(st.integers(1, 255))
-    try:
+    with contextlib.suppress(StoreError):  # and nothing else
         assert decode_patch(bytes(encoded)).ndim == 3
-    except StoreError as error:
-        assert error.code == "PG-O11"
 
 
 # -------------------------------------------------------------------------------- the three kinds
@@ -471,9 +480,7 @@ def test_a_slide_name_that_is_not_unicode_is_kept_readable(path: Path) -> None:
     name = b"caf\xe9".decode("utf-8", "surrogateescape")
     slide = SLIDE.model_copy(update={"name": SlideFacts.model_validate(
         {**SLIDE.model_dump(), "name": name}).name})  # fmt: skip
-    with PatchStore.create(
-        path, PatchSpec(), MADE_BY, codec="png", slide=slide, geometry=GEOMETRY
-    ):
+    with PatchStore.create(path, PatchSpec(), MADE_BY, codec="png", slide=slide, geometry=GEOMETRY):
         pass
     assert PatchStore.open(path).name == "caf\ufffd"
 
@@ -569,7 +576,7 @@ def test_a_store_of_another_kind_is_refused(path: Path) -> None:
     with pytest.raises(StoreError, match=rf"PG-O16 {path.name} holds patches, not features"):
         FeatureStore.open(path)
     fill(path, 3, attrs={"kind": "cells"})
-    with pytest.raises(StoreError, match="PG-O16.*'cells'"):
+    with pytest.raises(StoreError, match=r"PG-O16.*'cells'"):
         open_store(path)
 
 

@@ -61,7 +61,7 @@ def draw_boxes(
     h = np.rint(np.sqrt(area / aspect)).astype(np.int64)
     fits = (w > 0) & (h > 0) & (w <= widths[:, None]) & (h <= heights[:, None])
     first = fits.argmax(1)[:, None]
-    found = fits.any(1)
+    found: NDArray[np.bool_] = np.asarray(fits.any(axis=1))
     shape = np.clip(widths / heights, *ratio)
     width = np.where(
         found,

@@ -49,7 +49,7 @@ class Counterparts:
                 why=f"{int((secondary[known] < 0).sum())} second sources are missing",
                 hint="give all patches that the images were made from",
             )
-        alone = (alpha == 1) & (secondary == primary)
+        alone = secondary == primary
         self.generative = _Lists(primary, np.flatnonzero(known & alone))
         self.interpolated = _Lists(primary, np.flatnonzero(known & ~alone))
 

@@ -7,6 +7,7 @@ comes from (seed, epoch), and everything else that is drawn from (seed, step, pu
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from pathgen.data.augmentation import crop, turn
 from pathgen.data.patches import PatchDataset, as_tensor
 from pathgen.data.sources import PatchSource
+from pathgen.data.workers import deaf_children, start_worker
 from pathgen.errors import NoInputError, PathgenError
 
 Batch = TypeVar("Batch")
@@ -88,8 +90,11 @@ def stream(made: Steps[Batch], *, workers: int, start_step: int, steps: int) -> 
         num_workers=workers,
         multiprocessing_context="spawn" if workers else None,
         prefetch_factor=2 if workers else None,
+        worker_init_fn=start_worker,
     )
-    for item in loader:
+    with deaf_children() if workers else nullcontext():
+        batches = iter(loader)
+    for item in batches:
         if isinstance(item, PathgenError):
             raise item
         yield item

@@ -175,6 +175,13 @@ def _open(path: Path) -> Iterator[PatchSource]:
         stores = []
     if stores:
         yield from (PatchStore.open(store) for store in stores)
+    elif (path / "slides.json").is_file():  # its images are thumbnails
+        raise NoInputError(
+            "no slide here was tiled",
+            where=path,
+            why="the ledger of `pathgen tile` is here, but no patch store",
+            hint=f"see {path / 'slides.csv'} for the reasons",
+        )
     elif next(_image_files(path), None) is None:
         raise NoInputError(
             "neither patch stores nor images in this folder",

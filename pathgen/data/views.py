@@ -95,7 +95,7 @@ class ViewConfig(Config):
     blur: tuple[Share, Share, Share] = (1.0, 0.1, 0.5)
     """probability for the first global, the second global, and the local crops"""
     blur_sigma: Range = (0.1, 2.0)
-    """pixels of the crop"""
+    """pixels of every crop when global crops have 224; less when they have less"""
     solarize: Share = Field(default=0.2, ge=0, le=1)
     """probability for the second global crop"""
 
@@ -117,6 +117,12 @@ class ViewConfig(Config):
         if not all(0 <= share <= 1 for share in self.blur):
             raise ValueError("blur holds three probabilities")
         return self
+
+    @property
+    def sigmas(self) -> Range:
+        """Range of the blur's sigma in pixels; DINO's 0.1 to 2 would wipe out a crop of 64."""
+        scale = self.global_size / 224
+        return self.blur_sigma[0] * scale, self.blur_sigma[1] * scale
 
 
 class Blend(NamedTuple):
@@ -284,7 +290,7 @@ def _view(
     quarters = np.floor(4 * uniform[:, _BOX + 2]) * config.quarter_turns
     horizontal, vertical = torch.from_numpy(flips.T.copy())
     batch = turn(batch, horizontal, vertical, torch.from_numpy(quarters))
-    radius = math.ceil(3 * config.blur_sigma[1])
+    radius = math.ceil(3 * config.sigmas[1])
     colors = _colors(uniform[:, _BOX + _TURN :], config, kind)
     return change_colors(batch.float().div_(255), colors, radius)
 
@@ -296,7 +302,7 @@ def _colors(uniform: NDArray[np.float64], config: ViewConfig, kind: int) -> Colo
     )
     strengths = (config.brightness, config.contrast, config.saturation, config.hue)
     signed = 2 * factors - 1
-    low, high = config.blur_sigma
+    low, high = config.sigmas
     return ColorDraw(
         jitter=_flags(jitter, config.jitter),
         factors=_floats(signed * strengths + (1.0, 1.0, 1.0, 0.0)),

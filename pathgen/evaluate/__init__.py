@@ -1,0 +1,1 @@
+"""How good an encoder or a slide classifier is. Import the module you need; this loads none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, cast
 
@@ -236,7 +237,8 @@ def _load_pretrained(config: AutoencoderConfig) -> tuple[AutoencoderConfig, Any]
             why=str(error).splitlines()[0],
             hint="only safetensors weights are read",
         ) from error
-    settings = {key: value for key, value in network.config.items() if not key.startswith("_")}
+    known = inspect.signature(NETWORKS[kind].__init__).parameters
+    settings = {key: value for key, value in network.config.items() if key in known}
     downsample = 2 ** (_depth(kind, settings) - 1)
     if config.image_size % downsample:
         raise ConfigError(

@@ -7,7 +7,8 @@ import json
 import os
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,24 +131,26 @@ class Hdf5Writer(SealedWriter):
         return data
 
     def _write(self, flat: h5py.Dataset, start: int, values: NDArray[Any]) -> None:
-        flat.resize(start + len(values), axis=0)
-        flat[start:] = values
-        self._sink.check()
+        with self._sink.checked():
+            flat.resize(start + len(values), axis=0)
+            flat[start:] = values
 
     def _finish(self, attrs: Mapping[str, Any]) -> None:
-        for name, value in attrs.items():
-            # Fixed length: HDF5 keeps strings of variable length without a checksum.
-            self._file.attrs[name] = np.bytes_(dumps(value))
-        self._file.close()
-        self._sink.check()
+        with self._sink.checked():
+            for name, value in attrs.items():
+                # Fixed length: HDF5 keeps strings of variable length without a checksum.
+                self._file.attrs[name] = np.bytes_(dumps(value))
+            self._file.close()
         self._sink.close()
 
     def _abandon(self) -> None:
+        if "_sink" not in self.__dict__:
+            return
+        self._sink.drop()
         if "_file" in self.__dict__:
-            self._sink.drop()
-            self._file.close()
-        if "_sink" in self.__dict__:
-            self._sink.close()
+            with suppress(OSError, RuntimeError):  # it goes on to be deleted
+                self._file.close()
+        self._sink.close()
 
     def _reopen(self, draft: Path) -> Hdf5Table:
         return Hdf5Table(draft)
@@ -157,7 +160,7 @@ class _Sink(io.RawIOBase):
     """The file under HDF5, which outlives a full disk.
 
     HDF5 crashes the process when it cannot write what it still holds on closing. Here the first
-    error is kept and later writes go nowhere, so that HDF5 closes cleanly and `check` raises.
+    error is kept and later writes go nowhere, so that HDF5 closes cleanly; `checked` raises it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -196,7 +199,7 @@ class _Sink(io.RawIOBase):
     def truncate(self, size: int | None = None) -> int:
         if not self._lost:
             try:
-                return self._raw.truncate(size)
+                self._raw.truncate(size)
             except OSError as error:
                 self._error = error
         return size or 0
@@ -209,10 +212,14 @@ class _Sink(io.RawIOBase):
         """What is still to be written does not matter."""
         self._dropped = True
 
-    def check(self) -> None:
-        """Raise the first error a write met."""
-        if self._error is not None:
-            raise self._error
+    @contextmanager
+    def checked(self) -> Iterator[None]:
+        """Raise the first error that a write met, before any that HDF5 made of it."""
+        try:
+            yield
+        finally:
+            if self._error is not None:
+                raise self._error
 
     def close(self) -> None:
         if not self.closed:

@@ -93,9 +93,9 @@ class PatchStore(Store):
     def __init__(self, table: Table) -> None:
         super().__init__(table)
         try:
-            self.spec = PatchSpec.model_validate(table.attrs.get("spec"))
-            self.slide = SlideFacts.model_validate(table.attrs.get("slide"))
-        except ValidationError as error:
+            self.spec = PatchSpec.model_validate(_fields(PatchSpec, table.attrs["spec"]))
+            self.slide = SlideFacts.model_validate(_fields(SlideFacts, table.attrs["slide"]))
+        except (ValidationError, KeyError, AttributeError) as error:
             raise damaged(table.path, "its spec or slide facts cannot be read") from error
 
     @classmethod
@@ -210,6 +210,11 @@ class PatchStore(Store):
             StoreError: PG-O17, this store has no such measure.
         """
         return self.table.read(name, rows)
+
+
+def _fields(cls: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """What this version knows of `values`; a newer minor version may have added some."""
+    return {name: value for name, value in values.items() if name in cls.model_fields}
 
 
 def _known(**values: Any) -> dict[str, Any]:

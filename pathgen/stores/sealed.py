@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import threading
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Protocol, Self
@@ -261,7 +263,7 @@ class SealedWriter(ABC):
         self._pending: dict[str, list[Any]] = {name: [] for name in columns}
         self._waiting = 0
         self._rows = 0
-        self._draft: AbstractContextManager[Path] | None = None
+        self._place: Path | None = None  # of the draft, while there is one
 
     @abstractmethod
     def _start(self, draft: Path, attrs: Mapping[str, Any]) -> None: ...
@@ -294,21 +296,19 @@ class SealedWriter(ABC):
         self._attrs[name] = plain(value)
 
     def __enter__(self) -> Self:
-        try:
+        with self._storing():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise commit.storage_error(error, self.path.parent) from error
-        self._draft = commit.draft(self.path)
-        self._place = self._draft.__enter__()
+        self._place = commit.draft_path(self.path)
         try:
-            self._start(self._place, self._attrs)
+            with self._storing():
+                self._start(self._place, self._attrs)
             self._buffers = {
                 array.name: _Buffer(self, array, self._notes.get(array.name, {}))
                 for name, column in self._columns.items()
                 for array in arrays_of(name, column)
             }
-        except BaseException as error:
-            self._leave(error)
+        except BaseException:
+            self._discard()
             raise
         return self
 
@@ -318,28 +318,34 @@ class SealedWriter(ABC):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is None:
-            try:
-                self._complete()
-            except BaseException as late:
-                self._leave(late)
-                raise
-        self._leave(error)
-
-    def _leave(self, error: BaseException | None) -> None:
-        """Publish the draft, or remove it; a full disk becomes a StorageError."""
-        draft, self._draft = self._draft, None
-        assert draft is not None
-        if error is None:
-            draft.__exit__(None, None, None)
-            return
         try:
-            self._abandon()
-        finally:
-            draft.__exit__(type(error), error, error.__traceback__)
+            if error is None and self._place is not None:
+                self._complete(self._place)
+                with _uninterrupted():
+                    commit.publish(self._place, self.path)
+        finally:  # KeyboardInterrupt included
+            self._discard()
+
+    def _discard(self) -> None:
+        place, self._place = self._place, None
+        if place is not None:
+            with _uninterrupted():
+                try:
+                    self._abandon()
+                finally:
+                    commit.discard(place)
+
+    @contextmanager
+    def _storing(self) -> Iterator[None]:
+        """Say that it was our writing that failed, not what else the block does."""
+        try:
+            with _uninterrupted():
+                yield
+        except OSError as error:
+            raise commit.storage_error(error, self.path) from error
 
     def append(self, **columns: Any) -> None:
-        if self._draft is None:
+        if self._place is None:
             raise ValueError("a writer takes rows inside its with block")
         if set(columns) != set(self._columns):
             wrong = sorted(set(columns) ^ set(self._columns))
@@ -357,7 +363,8 @@ class SealedWriter(ABC):
             self._waiting += stop - start
             start = stop
             if self._waiting == BLOCK:
-                self._pass_on()
+                with self._storing():
+                    self._pass_on()
 
     def _pass_on(self) -> None:
         for name, column in self._columns.items():
@@ -380,11 +387,26 @@ class SealedWriter(ABC):
         self._buffers[f"{name}/length"].push(lengths.astype("<u4"))
         self._buffers[f"{name}/crc32"].push(np.array([zlib.crc32(v) for v in values], "<u4"))
 
-    def _complete(self) -> None:
+    def _complete(self, place: Path) -> None:
         """Flush, seal, close, and read the draft back through a fresh handle."""
-        self._pass_on()
-        for buffer in self._buffers.values():
-            buffer.flush()
+        with self._storing():
+            self._pass_on()
+            for buffer in self._buffers.values():
+                buffer.flush()
+            self._finish({**dict(sorted(self._attrs.items())), "seal": self._sealed()})
+        try:
+            written = self._reopen(place)
+            try:
+                written.verify(deep=True)  # cheap beside making it: the pages are in memory
+            finally:
+                written.close()
+        except StoreError as error:
+            raise StorageError(
+                "output does not read back as it was written", code="PG-O03", where=self.path,
+                why=error.why, hint="check the disk and run the same command again",
+            ) from error  # fmt: skip
+
+    def _sealed(self) -> dict[str, Any]:
         seal = Seal(
             complete=True,
             rows=self._rows,
@@ -398,19 +420,7 @@ class SealedWriter(ABC):
             },
             attrs_crc32=attrs_crc32(self._attrs),
         )
-        ordered = {name: self._attrs[name] for name in sorted(self._attrs)}
-        self._finish({**ordered, "seal": seal.model_dump(mode="json")})
-        try:
-            written = self._reopen(self._place)
-            try:
-                written.verify()
-            finally:
-                written.close()
-        except StoreError as error:
-            raise StorageError(
-                "output does not read back as it was written", code="PG-O03", where=self.path,
-                why=error.why, hint="check the disk and run the same command again",
-            ) from error  # fmt: skip
+        return seal.model_dump(mode="json")
 
 
 class _Buffer:
@@ -463,8 +473,30 @@ class _Buffer:
         self.waiting -= len(values)
 
 
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Put signals off until the block ends: h5py may lose an exception that is raised inside it."""
+    if threading.current_thread() is not threading.main_thread():  # where no handler runs
+        yield
+        return
+    before: dict[int, Any] = {}
+    caught: dict[int, Any] = {}
+    try:
+        for number in sorted(signal.valid_signals(), reverse=True):
+            handler = signal.getsignal(number)
+            if callable(handler):
+                before[number] = handler
+                signal.signal(number, caught.__setitem__)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number, frame in caught.items():
+            before[number](number, frame)
+
+
 def _cast(name: str, column: Column, values: Any) -> Any:
-    """`values` as the column stores them, or ValueError: nothing is rounded or wrapped silently."""
+    """`values` as the column stores them, or ValueError: nothing wraps or overflows silently."""
     if column.is_bytes:
         if isinstance(values, bytes) or not all(isinstance(v, bytes) for v in values):
             raise ValueError(f"{name} takes a list of bytes")
@@ -475,8 +507,13 @@ def _cast(name: str, column: Column, values: Any) -> Any:
         raise ValueError(f"{name} takes shape (n, *{column.shape}); got {array.shape}")
     if array.size and not np.can_cast(array.dtype, dtype, "same_kind"):
         raise ValueError(f"{name} takes {column.dtype}; got {array.dtype}")
-    cast = array.astype(dtype)  # always a copy: the caller may use its buffer again
-    if dtype.kind in "iu" and not np.array_equal(cast, array):
+    with np.errstate(over="ignore"):
+        cast = array.astype(dtype)  # always a copy: the caller may use its buffer again
+    if dtype.kind in "iu":
+        holds = np.array_equal(cast, array)
+    else:
+        holds = np.array_equal(np.isinf(cast), np.isinf(array))
+    if not holds:
         raise ValueError(f"{name} has values that {column.dtype} cannot hold")
     return cast
 

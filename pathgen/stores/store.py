@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Self
 
 from pydantic import ValidationError
 
-from pathgen import commit
 from pathgen.errors import NoInputError, StoreError
 from pathgen.provenance import Provenance
 from pathgen.stores.seal import FORMAT, FORMAT_VERSION, damaged, missing
@@ -192,10 +191,15 @@ def find_stores(path: Path | str | Sequence[Path | str], kind: str | None = None
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    with os.scandir(folder) as entries:
-        inside = sorted(entries, key=lambda entry: entry.name)
+    try:
+        with os.scandir(folder) as entries:
+            inside = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise NoInputError(
+            "folder cannot be read", where=folder, why=error.strerror, hint="check permissions"
+        ) from error
     for entry in inside:
-        if entry.name.startswith((".", commit.PREFIX)):
+        if entry.name.startswith("."):  # drafts among them
             continue
         place = Path(entry.path)
         is_folder = entry.is_dir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -119,14 +120,15 @@ def pick(rows: Rows, count: int) -> slice | NDArray[np.int64]:
 
 
 def spans(starts: NDArray[np.int64], stops: NDArray[np.int64], gap: int, limit: int) -> list[slice]:
-    """Group rising ranges into few: those closer than `gap` join, up to `limit` in length.
+    """Group rising ranges into few reads: those closer than `gap` join, up to `limit` in length.
 
-    Each slice selects ranges (not positions): ``starts[s][0]`` to ``stops[s][-1]`` is one read.
+    Each slice selects ranges, not positions: ``starts[s][0]`` to ``stops[s][-1]`` is one read.
     """
+    cuts = np.flatnonzero(starts[1:] - stops[:-1] > gap) + 1
     groups: list[slice] = []
-    first = 0
-    for i in range(1, len(starts) + 1):
-        if i == len(starts) or starts[i] - stops[i - 1] > gap or stops[i] - starts[first] > limit:
-            groups.append(slice(first, i))
-            first = i
+    for first, last in pairwise([0, *cuts.tolist(), len(starts)]):
+        while first < last:
+            fit = int(np.searchsorted(stops[first:last], starts[first] + limit, side="right"))
+            groups.append(slice(first, first + max(1, fit)))
+            first += max(1, fit)
     return groups

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 from zarr.storage import LocalStore
 
-from pathgen.stores.seal import Array
+from pathgen.stores.seal import Array, damaged
 from pathgen.stores.sealed import FlatArray, SealedTable, SealedWriter
 
 #: Most bytes one shard file holds; it is kept in memory and written once.
@@ -29,7 +29,14 @@ class ZarrTable(SealedTable):
 
     def _open_array(self, name: str) -> FlatArray:
         store = LocalStore(self.path, read_only=True)
-        return zarr.open_array(store, path=name, mode="r", zarr_format=3)  # type: ignore[return-value]
+        array = zarr.open_array(store, path=name, mode="r", zarr_format=3)
+        # To zarr a shard that is not there is a shard of zeros; to us it was lost in a copy.
+        unit = (array.shards or array.chunks)[0]
+        for shard in range(-(-array.shape[0] // unit)):
+            parts = [str(shard)] + ["0"] * (array.ndim - 1)
+            if not self.path.joinpath(name, "c", *parts).is_file():
+                raise damaged(self.path, f"file {name}/c/{'/'.join(parts)} is missing")
+        return array
 
 
 def read_attrs(path: Path) -> dict[str, Any]:

@@ -7,13 +7,13 @@ import io
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
 
 from pathgen import commit
-from pathgen.config import Config
+from pathgen.config import Config, build
 from pathgen.errors import ConfigError, DataError, StorageError
 from pathgen.progress import Progress, Silent
 from pathgen.synthetic.optics import Renderer
@@ -21,6 +21,8 @@ from pathgen.synthetic.spec import SlideSpec, Style
 from pathgen.synthetic.tissue import draw_scene
 from pathgen.synthetic.truth import SlideTruth, read_facts, truth_folder
 from pathgen.synthetic.writer import write_svs
+
+ARTIFACTS = ("pen", "blur", "fat", "folds")
 
 
 class CohortConfig(Config):
@@ -39,14 +41,14 @@ class CohortConfig(Config):
     tile: int = 256
     levels: tuple[int, ...] = (1, 4, 16)
     grades: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
-    pen: float = Field(0.15, ge=0, le=1)
-    blur: float = Field(0.15, ge=0, le=1)
-    fat: float = Field(0.3, ge=0, le=1)
-    folds: float = Field(0.15, ge=0, le=1)
-    n_empty: int = Field(0, ge=0)
-    second_slide: float = Field(0.25, ge=0, le=1)
-    stain_variation: float = Field(1.0, ge=0, le=2)
-    scanner_variation: float = Field(1.0, ge=0, le=2)
+    pen: float = Field(default=0.15, ge=0, le=1)
+    blur: float = Field(default=0.15, ge=0, le=1)
+    fat: float = Field(default=0.3, ge=0, le=1)
+    folds: float = Field(default=0.15, ge=0, le=1)
+    n_empty: int = Field(default=0, ge=0)
+    second_slide: float = Field(default=0.25, ge=0, le=1)
+    stain_variation: float = Field(default=1.0, ge=0, le=2)
+    scanner_variation: float = Field(default=1.0, ge=0, le=2)
 
     @field_validator("grades")
     @classmethod
@@ -129,7 +131,7 @@ def plan_cohort(n: int, seed: int, config: CohortConfig) -> dict[str, SlideSpec]
     chance = np.random.default_rng([seed, 4])
     plan = {}
     for i, name in enumerate(names):
-        rates = zip(("pen", "blur", "fat", "folds"), chance.random(4), strict=True)
+        rates = zip(ARTIFACTS, chance.random(4), strict=True)
         artifacts = {which: bool(draw < getattr(config, which)) for which, draw in rates}
         style, quality = chance.random(), int(chance.integers(75, 93))
         plan[name] = _spec(config, int(seeds[i]), style, quality, int(grades[i]), artifacts)
@@ -148,20 +150,12 @@ def _spec(
     grade: int | None,
     artifacts: dict[str, bool],
 ) -> SlideSpec:
-    shared = (
-        "width", "height", "mpp", "objective", "tissue_share", "tile", "levels",
-        "stain_variation", "scanner_variation",
-    )  # fmt: skip
-    values = {name: getattr(config, name) for name in shared}
-    mixed: Style = "biopsy" if style < 0.5 else "resection"
-    return SlideSpec(
-        **values,
-        **artifacts,
-        style=mixed if config.style == "mixed" else config.style,
-        grade=grade,
-        seed=seed,
-        jpeg_quality=quality,
-    )
+    shared = set(CohortConfig.model_fields) & set(SlideSpec.model_fields) - set(ARTIFACTS)
+    values: dict[str, Any] = {name: getattr(config, name) for name in shared}
+    values |= artifacts
+    if config.style == "mixed":
+        values["style"] = "biopsy" if style < 0.5 else "resection"
+    return build(SlideSpec, {**values, "grade": grade, "seed": seed, "jpeg_quality": quality})
 
 
 def _names(n: int, second_slide: float, rng: np.random.Generator) -> list[str]:
@@ -180,9 +174,7 @@ def _labels(plan: dict[str, SlideSpec]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["slide", "label", "patient"])
     writer.writerows(
-        (name, spec.grade, name.rpartition("-")[0])
-        for name, spec in plan.items()
-        if not spec.empty
+        (name, spec.grade, name.rpartition("-")[0]) for name, spec in plan.items() if not spec.empty
     )
     return text.getvalue()
 

@@ -173,7 +173,7 @@ def _single(
     """One gland with one lumen: the wall is folded in benign ones, plain in pattern 3."""
     shape = outline(rng, gland.radius, habit)
     edge = shape.at(angle)
-    thick = float(np.clip(gland.radius * rng.uniform(*habit.wall), 10, 32))
+    thick = float(np.clip(gland.radius * rng.uniform(*habit.wall), 10, 40))
     order = int(rng.integers(4, 9)) if gland.kind == BENIGN else int(rng.integers(2, 4))
     phase, second = rng.uniform(0, 2 * math.pi, 2)
     wave = np.cos(order * angle + phase) + 0.6 * np.cos((2 * order - 1) * angle + second)

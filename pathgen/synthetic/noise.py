@@ -18,7 +18,7 @@ def smooth(rng: np.random.Generator, shape: tuple[int, int], length: float) -> F
     coarse = rng.standard_normal((rows, columns)).astype(np.float32)
     box = (1.5, 1.5, 1.5 + shape[1] / length, 1.5 + shape[0] / length)
     image = Image.fromarray(coarse).resize(shape[::-1], Image.Resampling.BICUBIC, box=box)
-    return np.asarray(image) * np.float32(1.4)  # interpolation lowers the variance
+    return np.asarray(image, np.float32) * np.float32(1.4)  # interpolation lowers the variance
 
 
 def texture(rng: np.random.Generator, side: int, down: float, across: float) -> Field:
@@ -29,7 +29,7 @@ def texture(rng: np.random.Generator, side: int, down: float, across: float) -> 
     white *= np.exp(-2 * math.pi**2 * ((v * down) ** 2 + (u * across) ** 2))
     white[0, 0] = 0
     values = np.fft.irfft2(white, s=(side, side))
-    return (values / values.std()).astype(np.float32)
+    return np.asarray(values / values.std(), np.float32)
 
 
 def periodic(bank: Field, x: int, y: int, width: int, height: int) -> Field:
@@ -47,18 +47,15 @@ def upsample(field: Field, scale: int, x: int, y: int, width: int, height: int) 
 
     Blocks computed apart join without a seam. Positions outside the field take its edge.
     """
-    rows, columns = field.shape
-    left, top = max(x // scale - 2, 0), max(y // scale - 2, 0)
-    right = min(-(-(x + width) // scale) + 2, columns)
-    bottom = min(-(-(y + height) // scale) + 2, rows)
-    part = np.ascontiguousarray(field[top:bottom, left:right], dtype=np.float32)
-    box = (x / scale - left, y / scale - top, (x + width) / scale - left, (y + height) / scale - top)
-    pad_left, pad_top = max(0, math.ceil(-box[0])), max(0, math.ceil(-box[1]))
-    pad_right = max(0, math.ceil(box[2] - part.shape[1]))
-    pad_bottom = max(0, math.ceil(box[3] - part.shape[0]))
-    if pad_left or pad_top or pad_right or pad_bottom:
-        part = np.pad(part, ((pad_top, pad_bottom), (pad_left, pad_right)), mode="edge")
-        box = (box[0] + pad_left, box[1] + pad_top, box[2] + pad_left, box[3] + pad_top)
+
+    def cut(start: int, length: int, size: int) -> tuple[NDArray[np.intp], float]:
+        first, last = start // scale - 2, -(-(start + length) // scale) + 2
+        return np.clip(np.arange(first, last), 0, size - 1), start / scale - first
+
+    rows, top = cut(y, height, field.shape[0])
+    columns, left = cut(x, width, field.shape[1])
+    part = np.ascontiguousarray(field[rows[:, None], columns[None, :]], dtype=np.float32)
+    box = (left, top, left + width / scale, top + height / scale)
     image = Image.fromarray(part).resize((width, height), Image.Resampling.BILINEAR, box=box)
     return np.asarray(image)
 
@@ -77,4 +74,4 @@ def box_mean(image: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
     by_row = cut.reshape(rows, factor, columns * factor, 3).sum(1, dtype=np.uint32)
     total = by_row.reshape(rows, columns, factor, 3).sum(2, dtype=np.uint32)
     area = factor * factor
-    return ((total + area // 2) // area).astype(np.uint8)
+    return np.asarray((total + area // 2) // area, np.uint8)

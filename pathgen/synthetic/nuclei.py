@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pathgen.synthetic.noise import Field, ramp
-from pathgen.synthetic.spec import BENIGN, PATTERN3, PATTERN4, PATTERN5
+from pathgen.synthetic.glands import Maps
+from pathgen.synthetic.noise import Field, ramp, smooth
+from pathgen.synthetic.spec import BENIGN, FAT, PATTERN3, PATTERN4, PATTERN5
 
 KINDS: tuple[str, ...] = (
     "benign epithelium",
@@ -23,7 +26,7 @@ BENIGN_CELL, TUMOR3, TUMOR4, TUMOR5, FIBROBLAST, LYMPHOCYTE = range(len(KINDS))
 KIND_OF_CLASS = {BENIGN: BENIGN_CELL, PATTERN3: TUMOR3, PATTERN4: TUMOR4, PATTERN5: TUMOR5}
 
 TURNS = 16  # orientations over half a circle
-VARIANTS = 8
+VARIANTS = 6
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,13 @@ def gather(
 ) -> Nuclei:
     """One set from (rows of x um, y um, angle; kind) parts, sorted by row of pixels."""
     rows = np.concatenate([part for part, _ in parts] or [np.empty((0, 3))])
-    kind = np.concatenate([np.full(len(part), k, np.uint8) for part, k in parts] or [np.empty(0)])
+    counts = [len(part) for part, _ in parts]
+    kind = np.repeat(np.array([kind for _, kind in parts], np.uint8), counts)
     centers = np.rint(rows[:, :2] / mpp).astype(np.int64)
     turn = (np.rint(rows[:, 2] / math.pi * TURNS) % TURNS).astype(np.uint8)
     variant = rng.integers(0, VARIANTS, len(rows)).astype(np.uint8)
     order = np.lexsort((centers[:, 0], centers[:, 1]))
-    return Nuclei(centers[order], kind[order].astype(np.uint8), turn[order], variant[order])
+    return Nuclei(centers[order], kind[order], turn[order], variant[order])
 
 
 def scatter(
@@ -90,6 +94,72 @@ def scatter(
     inside = (points[:, 0] >= 0) & (points[:, 1] >= 0)
     inside &= (points[:, 0] < width) & (points[:, 1] < height)
     return points[inside]
+
+
+def populate(
+    rng: np.random.Generator,
+    maps: Maps,
+    depth: Field,
+    across: Field,
+    rings: list[tuple[NDArray[np.float64], int]],
+) -> list[tuple[NDArray[np.float64], int]]:
+    """Rings of glands, cells that fill patterns 4 and 5, fibroblasts, lymphocytes."""
+    shape, mpp = depth.shape, maps.mpp
+
+    def at(points: NDArray[np.float64], field: NDArray[Any]) -> NDArray[Any]:
+        rows = np.clip((points[:, 1] / mpp).astype(np.int64), 0, shape[0] - 1)
+        columns = np.clip((points[:, 0] / mpp).astype(np.int64), 0, shape[1] - 1)
+        return field[rows, columns]
+
+    parts = []
+    for ring, kind in rings:
+        keep = (at(ring, depth) > 4) & (at(ring, maps.lumen) > 0.5)
+        parts.append((ring[keep], kind))
+    spacing = {PATTERN4: float(rng.uniform(10.2, 12.2)), PATTERN5: float(rng.uniform(10.6, 14.0))}
+    for kind, step in spacing.items():
+        if not (maps.classes == kind).any():
+            continue
+        points = scatter(rng, shape, mpp, step, 0.22)
+        keep = (at(points, maps.classes) == kind) & (at(points, maps.outer) < -2.5)
+        keep &= (at(points, maps.lumen) > 3.0) & (at(points, depth) > 4)
+        keep &= rng.random(len(points)) < 0.9
+        parts.append((points[keep], KIND_OF_CLASS[kind]))
+        if kind == PATTERN5:  # single cells between the sheets
+            points = scatter(rng, shape, mpp, 19.0, 0.4)
+            keep = (at(points, maps.classes) == kind) & (at(points, maps.outer) > 6)
+            keep &= (at(points, depth) > 4) & (rng.random(len(points)) < 0.7)
+            parts.append((points[keep], KIND_OF_CLASS[kind]))
+    parts += _stroma_cells(rng, maps, depth, across, at)
+    return parts
+
+
+def _stroma_cells(
+    rng: np.random.Generator,
+    maps: Maps,
+    depth: Field,
+    across: Field,
+    at: Callable[..., NDArray[Any]],
+) -> list[tuple[NDArray[np.float64], int]]:
+    shape, mpp = depth.shape, maps.mpp
+    points = scatter(rng, shape, mpp, float(rng.uniform(16, 21)), 0.42)
+    cellular = 0.5 + 0.22 * smooth(rng, shape, 160 / mpp)
+    keep = (at(points, maps.outer) > 4) & (at(points, maps.lumen) > 3) & (at(points, depth) > 4)
+    keep &= rng.random(len(points)) < at(points, cellular)
+    keep &= (at(points, maps.classes) != FAT) | (rng.random(len(points)) < 0.25)
+    spindle = points[keep]
+    down, right = np.gradient(across[::2, ::2])
+    direction = np.arctan2(right, -down)  # along the contours, which are the fibers
+    rows = np.clip((spindle[:, 1] / mpp / 2).astype(np.int64), 0, direction.shape[0] - 1)
+    columns = np.clip((spindle[:, 0] / mpp / 2).astype(np.int64), 0, direction.shape[1] - 1)
+    spindle[:, 2] = direction[rows, columns] + rng.normal(0, 0.2, len(spindle))
+    # Inflammation comes and goes from slide to slide, whatever the grade.
+    level = float(rng.choice((2.2, 1.7, 1.35)))
+    inflamed = smooth(rng, shape, 170 / mpp)
+    points = scatter(rng, shape, mpp, 8.5, 0.4)
+    keep = (at(points, maps.outer) > 3) & (at(points, maps.lumen) > 3) & (at(points, depth) > 4)
+    keep &= rng.random(len(points)) < 0.35 * np.clip(at(points, inflamed) - level + 0.6, 0, 1.6)
+    keep &= at(points, maps.classes) != FAT
+    return [(spindle, FIBROBLAST), (points[keep], LYMPHOCYTE)]
 
 
 class StampBank:
@@ -153,9 +223,12 @@ def _stamp(
     turn = np.arctan2(v / short, u / long)
     edge = np.ones_like(turn)
     for order in (2, 3, 4, 5):
-        edge += habit.ragged * rng.standard_normal() * np.cos(
-            order * turn + rng.uniform(0, 2 * math.pi)
-        ) / (order - 1)
+        edge += (
+            habit.ragged
+            * rng.standard_normal()
+            * np.cos(order * turn + rng.uniform(0, 2 * math.pi))
+            / (order - 1)
+        )
     depth = (edge - np.hypot(u / long, v / short)) * short  # um from the outline, inside positive
     body = ramp(depth.astype(np.float32), max(0.35, blur) + 0.15)
     density = habit.density * math.exp(habit.density_spread * rng.standard_normal())

@@ -6,6 +6,7 @@ All lengths inside the maker are micrometers, so that a slide at another mpp sho
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -41,19 +42,19 @@ class SlideSpec(Config):
     reference; `grid_points` draws sharp crosses at positions recorded in the truth.
     """
 
-    width: int = Field(8192, ge=256, le=131072)
-    height: int = Field(8192, ge=256, le=131072)
-    mpp: float = Field(0.5, ge=0.1, le=2.0)
-    objective: float = Field(20.0, gt=0)
-    grade: int | None = Field(None, ge=0, le=5)
-    seed: int = Field(0, ge=0)
+    width: int = Field(default=8192, ge=256, le=131072)
+    height: int = Field(default=8192, ge=256, le=131072)
+    mpp: float = Field(default=0.5, ge=0.1, le=2.0)
+    objective: float = Field(default=20.0, gt=0)
+    grade: int | None = Field(default=None, ge=0, le=5)
+    seed: int = Field(default=0, ge=0)
     style: Style = "resection"
-    tissue_share: float = Field(0.4, gt=0.02, le=0.85)
-    tile: int = Field(256, ge=64, le=1024, multiple_of=16)
+    tissue_share: float = Field(default=0.4, gt=0.02, le=0.85)
+    tile: int = Field(default=256, ge=64, le=1024, multiple_of=16)
     levels: tuple[int, ...] = (1, 4, 16)
-    jpeg_quality: int = Field(85, ge=30, le=100)
-    stain_variation: float = Field(1.0, ge=0, le=2)
-    scanner_variation: float = Field(1.0, ge=0, le=2)
+    jpeg_quality: int = Field(default=85, ge=30, le=100)
+    stain_variation: float = Field(default=1.0, ge=0, le=2)
+    scanner_variation: float = Field(default=1.0, ge=0, le=2)
     pen: bool = False
     blur: bool = False
     fat: bool = False
@@ -66,7 +67,7 @@ class SlideSpec(Config):
     def _nested(cls, levels: tuple[int, ...]) -> tuple[int, ...]:
         if not levels or levels[0] != 1:
             raise ValueError("levels start at downsample 1")
-        for finer, coarser in zip(levels, levels[1:], strict=False):
+        for finer, coarser in pairwise(levels):
             if coarser <= finer or coarser % finer:
                 raise ValueError("each downsample is a multiple of the one before")
         return levels

@@ -7,21 +7,19 @@ from which `optics` renders any block at level 0, and from which the truth is re
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 from scipy.spatial import cKDTree
 
 from pathgen.errors import ConfigError
-from pathgen.synthetic import nuclei as cells
+from pathgen.synthetic.artifacts import draw_blur, draw_pen, draw_points, draw_thickness
 from pathgen.synthetic.glands import FAR, HABITS, Gland, Maps, paint, throw
 from pathgen.synthetic.noise import Field, smooth
-from pathgen.synthetic.nuclei import Nuclei, gather, scatter
+from pathgen.synthetic.nuclei import KIND_OF_CLASS, Nuclei, gather, populate, scatter
 from pathgen.synthetic.spec import (
     BACKGROUND,
     BENIGN,
@@ -38,7 +36,6 @@ from pathgen.synthetic.spec import (
 
 ATTEMPTS = 8
 REACH = {kind: habit.radius for kind, habit in HABITS.items()}  # um
-POINT_PITCH = 512  # level-0 pixels between grid points, about
 
 
 @dataclass(frozen=True)
@@ -101,15 +98,15 @@ def draw_scene(spec: SlideSpec) -> Scene:
             hint="make the slide larger or raise tissue_share",
         )  # fmt: skip
     along, across = _fibers(spec, shape, maps.outer)
-    thickness, fold = _thickness(spec, shape, depth)
+    thickness, fold = draw_thickness(spec, shape, depth)
     rng = spec.rng("nuclei")
-    parts = [] if spec.empty else _nuclei(rng, maps, depth, across, rings)
+    parts = [] if spec.empty else populate(rng, maps, depth, across, rings)
     return Scene(
         spec=spec, grade=grade, mpp=maps.mpp, scale=spec.scene_scale, depth=depth,
         outer=maps.outer, lumen=maps.lumen, classes=maps.classes, hematoxylin=maps.hematoxylin,
         eosin=maps.eosin, fill=maps.fill, along=along, across=across, thickness=thickness,
-        fold=fold, pen=_pen(spec, shape, depth), blur=_blur(spec, shape),
-        nuclei=gather(rng, parts, spec.mpp), points=_points(spec),
+        fold=fold, pen=draw_pen(spec, shape, depth), blur=draw_blur(spec, shape),
+        nuclei=gather(rng, parts, spec.mpp), points=draw_points(spec),
     )  # fmt: skip
 
 
@@ -153,9 +150,7 @@ def _tissue(spec: SlideSpec, shape: tuple[int, int]) -> Field:
     return np.asarray(np.clip(depth, -200, 2000), np.float32)
 
 
-def _cores(
-    rng: np.random.Generator, x: Field, y: Field, width: float, height: float
-) -> Field:
+def _cores(rng: np.random.Generator, x: Field, y: Field, width: float, height: float) -> Field:
     """Needle cores: two to four bent strips side by side."""
     turn = float(rng.normal(0, 0.12)) + (math.pi / 2 if height > width else 0.0)
     u = (x - width / 2) * math.cos(turn) + (y - height / 2) * math.sin(turn)
@@ -201,7 +196,7 @@ def _layout(
         for gland in found:
             ring = paint(rng, maps, gland)
             if len(ring):
-                rings.append((ring, cells.KIND_OF_CLASS[kind]))
+                rings.append((ring, KIND_OF_CLASS[kind]))
     if (zones == PATTERN5).any():
         _sheets(rng, maps, zones == PATTERN5)
     if fat is not None:
@@ -221,7 +216,7 @@ def _zones(
     length = min(700.0, 0.4 * room) / mpp
     fat = None
     if spec.fat:
-        pale = smooth(rng, shape, length) - np.minimum(depth, 300) / 200
+        pale = smooth(rng, shape, length) - np.minimum(depth, 300) / np.float32(200)
         fat = _top(pale, depth > 0, float(rng.uniform(0.08, 0.16)))
         fat &= depth > 0
         free &= ~fat
@@ -293,143 +288,3 @@ def _fibers(spec: SlideSpec, shape: tuple[int, int], outer: Field) -> tuple[Fiel
     across = across + 170 * smooth(rng, shape, 420 / mpp) + 7 * smooth(rng, shape, 45 / mpp)
     across -= 0.8 * gaussian_filter(FAR - np.maximum(outer, 0), 9 / mpp)
     return along.astype(np.float32), across.astype(np.float32)
-
-
-def _thickness(
-    spec: SlideSpec, shape: tuple[int, int], depth: Field
-) -> tuple[Field, NDArray[np.bool_] | None]:
-    """Relative thickness of the section; folds double it along a band."""
-    rng, mpp = spec.rng("thickness"), spec.scene_mpp
-    thickness = 1 + 0.06 * smooth(rng, shape, 500 / mpp)
-    fold = None
-    if spec.folds and not spec.empty:
-        lines = np.zeros(shape, np.float32)
-        for _ in range(int(rng.integers(1, 4))):
-            np.maximum(lines, _stroke(rng, shape, depth, float(rng.uniform(14, 40)) / mpp, 0.35),
-                       out=lines)  # fmt: skip
-        fold = (lines > 0.5) & (depth > 0)
-        thickness += lines * float(rng.uniform(0.7, 1.2))
-    return thickness.astype(np.float32), fold
-
-
-def _stroke(
-    rng: np.random.Generator, shape: tuple[int, int], depth: Field, width: float, reach: float
-) -> Field:
-    """One curved stroke through tissue, as weights 0..1; `reach` is its length by the slide's."""
-    inside = np.flatnonzero(depth[::8, ::8] > 0)
-    columns = depth[::8, ::8].shape[1]
-    start = int(rng.choice(inside)) if len(inside) else int(columns * (depth.shape[0] // 16))
-    x, y = float(start % columns) * 8, float(start // columns) * 8
-    heading, step = rng.uniform(0, 2 * math.pi), reach * min(shape) / 24
-    points = [(x, y)]
-    for _ in range(24):
-        heading += rng.normal(0, 0.22)
-        x, y = x + step * math.cos(heading), y + step * math.sin(heading)
-        points.append((x, y))
-    image = Image.new("L", (shape[1], shape[0]))
-    draw = ImageDraw.Draw(image)
-    draw.line(points, fill=255, width=max(int(width), 2), joint="curve")
-    for cx, cy in (points[0], points[-1]):
-        r = width / 2
-        draw.ellipse((cx - r, cy - r, cx + r, cy + r), fill=255)
-    weights = np.asarray(image, np.float32) / 255
-    return np.asarray(gaussian_filter(weights, min(width / 10, 2.0)), np.float32)
-
-
-def _pen(spec: SlideSpec, shape: tuple[int, int], depth: Field) -> Field | None:
-    """Felt-pen strokes, near or across the tissue, with streaks along their ink."""
-    if not spec.pen:
-        return None
-    rng, mpp = spec.rng("pen"), spec.scene_mpp
-    width = min(180.0, 0.03 * min(shape) * mpp) / mpp
-    strokes = [_stroke(rng, shape, depth, width, float(rng.uniform(0.5, 0.9)))
-               for _ in range(int(rng.integers(1, 4)))]  # fmt: skip
-    weights = np.max(strokes, axis=0) * (1 + 0.10 * smooth(rng, shape, 30 / mpp))
-    return np.asarray(np.clip(weights, 0, 1.3), np.float32)
-
-
-def _blur(spec: SlideSpec, shape: tuple[int, int]) -> Field | None:
-    """Where the focus is lost: a fifth of the slide in soft patches."""
-    if not spec.blur:
-        return None
-    field = smooth(spec.rng("blur"), shape, min(shape) / 4)
-    edge = np.quantile(field, 0.8)
-    return np.asarray(np.clip((field - edge) / 0.25, 0, 1), np.float32)
-
-
-def _points(spec: SlideSpec) -> NDArray[np.int64]:
-    """Grid points (n, 2) in level-0 pixels: whole numbers, shaken so that no grid aligns by luck."""
-    if not spec.grid_points:
-        return np.empty((0, 2), np.int64)
-    rng = spec.rng("points")
-    pitch = min(POINT_PITCH, spec.width // 2, spec.height // 2)
-    grid = np.array(
-        [
-            (x, y)
-            for y in range(pitch // 2, spec.height - pitch // 3, pitch)
-            for x in range(pitch // 2, spec.width - pitch // 3, pitch)
-        ]
-    )
-    return np.asarray(grid + rng.integers(-pitch // 8, pitch // 8, grid.shape), np.int64)
-
-
-def _nuclei(
-    rng: np.random.Generator,
-    maps: Maps,
-    depth: Field,
-    across: Field,
-    rings: list[tuple[NDArray[np.float64], int]],
-) -> list[tuple[NDArray[np.float64], int]]:
-    """Rings of glands, cells that fill patterns 4 and 5, fibroblasts, lymphocytes."""
-    shape, mpp = depth.shape, maps.mpp
-
-    def at(points: NDArray[np.float64], field: NDArray[Any]) -> NDArray[Any]:
-        rows = np.clip((points[:, 1] / mpp).astype(np.int64), 0, shape[0] - 1)
-        columns = np.clip((points[:, 0] / mpp).astype(np.int64), 0, shape[1] - 1)
-        return field[rows, columns]
-
-    parts = []
-    for ring, kind in rings:
-        keep = (at(ring, depth) > 4) & (at(ring, maps.lumen) > 0.5)
-        parts.append((ring[keep], kind))
-    spacing = {PATTERN4: float(rng.uniform(10.2, 12.2)), PATTERN5: float(rng.uniform(10.6, 14.0))}
-    for kind, step in spacing.items():
-        if not (maps.classes == kind).any():
-            continue
-        points = scatter(rng, shape, mpp, step, 0.22)
-        keep = (at(points, maps.classes) == kind) & (at(points, maps.outer) < -2.5)
-        keep &= (at(points, maps.lumen) > 3.0) & (at(points, depth) > 4)
-        keep &= rng.random(len(points)) < 0.9
-        parts.append((points[keep], cells.KIND_OF_CLASS[kind]))
-        if kind == PATTERN5:  # single cells between the sheets
-            points = scatter(rng, shape, mpp, 19.0, 0.4)
-            keep = (at(points, maps.classes) == kind) & (at(points, maps.outer) > 6)
-            keep &= (at(points, depth) > 4) & (rng.random(len(points)) < 0.7)
-            parts.append((points[keep], cells.KIND_OF_CLASS[kind]))
-    parts += _stroma_cells(rng, maps, depth, across, at)
-    return parts
-
-
-def _stroma_cells(
-    rng: np.random.Generator, maps: Maps, depth: Field, across: Field, at: Callable[..., NDArray[Any]]
-) -> list[tuple[NDArray[np.float64], int]]:
-    shape, mpp = depth.shape, maps.mpp
-    points = scatter(rng, shape, mpp, float(rng.uniform(16, 21)), 0.42)
-    cellular = 0.5 + 0.22 * smooth(rng, shape, 160 / mpp)
-    keep = (at(points, maps.outer) > 4) & (at(points, maps.lumen) > 3) & (at(points, depth) > 4)
-    keep &= rng.random(len(points)) < at(points, cellular)
-    keep &= (at(points, maps.classes) != FAT) | (rng.random(len(points)) < 0.25)
-    spindle = points[keep]
-    down, right = np.gradient(across[::2, ::2])
-    direction = np.arctan2(right, -down)  # along the contours, which are the fibers
-    rows = np.clip((spindle[:, 1] / mpp / 2).astype(np.int64), 0, direction.shape[0] - 1)
-    columns = np.clip((spindle[:, 0] / mpp / 2).astype(np.int64), 0, direction.shape[1] - 1)
-    spindle[:, 2] = direction[rows, columns] + rng.normal(0, 0.2, len(spindle))
-    # Inflammation comes and goes from slide to slide, whatever the grade.
-    level = float(rng.choice((2.2, 1.7, 1.35)))
-    inflamed = smooth(rng, shape, 170 / mpp)
-    points = scatter(rng, shape, mpp, 8.5, 0.4)
-    keep = (at(points, maps.outer) > 3) & (at(points, maps.lumen) > 3) & (at(points, depth) > 4)
-    keep &= rng.random(len(points)) < 0.35 * np.clip(at(points, inflamed) - level + 0.6, 0, 1.6)
-    keep &= at(points, maps.classes) != FAT
-    return [(spindle, cells.FIBROBLAST), (points[keep], cells.LYMPHOCYTE)]

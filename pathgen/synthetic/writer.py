@@ -23,7 +23,7 @@ from pathgen.synthetic.spec import SlideSpec
 THUMBNAIL = 768  # pixels, the longest side
 RUN = 4  # tiles rendered together
 GLASS_KINDS = 4  # different tiles of bare glass
-SUBSAMPLING = {"name": "422", "tag": (2, 1)}
+SUBSAMPLING, SUBSAMPLING_TAG = "422", (2, 1)
 
 
 def write_svs(path: Path, renderer: Renderer) -> None:
@@ -120,7 +120,7 @@ def _encode(tile: NDArray[np.uint8], spec: SlideSpec) -> bytes:
         tile,
         quality=spec.jpeg_quality,
         colorspace="RGB",
-        colorsubsampling=SUBSAMPLING["name"],
+        colorsubsampling=SUBSAMPLING,
         fastdct=False,
     )
     return bytes(stream)
@@ -137,16 +137,14 @@ def _write_level(
         tile=(spec.tile, spec.tile),
         photometric="ycbcr",
         compression="jpeg",
-        subsampling=SUBSAMPLING["tag"],
+        subsampling=SUBSAMPLING_TAG,
         description=describe(spec, number),
         metadata=None,
         software=False,
     )
 
 
-def _write_thumbnail(
-    tiff: tifffile.TiffWriter, spec: SlideSpec, image: NDArray[np.uint8]
-) -> None:
+def _write_thumbnail(tiff: tifffile.TiffWriter, spec: SlideSpec, image: NDArray[np.uint8]) -> None:
     height, width = image.shape[:2]
     tiff.write(
         iter([_encode(np.ascontiguousarray(image), spec)]),
@@ -155,8 +153,8 @@ def _write_thumbnail(
         rowsperstrip=height,
         photometric="ycbcr",
         compression="jpeg",
-        subsampling=SUBSAMPLING["tag"],
-        description=f"{_HEAD}\r\n{spec.width}x{spec.height} -> {width}x{height} - {_facts(spec)}",
+        subsampling=SUBSAMPLING_TAG,
+        description=f"{_HEAD}\r\n{spec.width}x{spec.height} -> {width}x{height} - |{_facts(spec)}",
         metadata=None,
         software=False,
     )

@@ -82,15 +82,9 @@ class ReadPlan:
 
     def read(self, slide: SlideReader, coords: NDArray[np.int64]) -> NDArray[np.uint8]:
         """RGB (n, size, size, 3) of patches at level-0 `coords` (n, 2), decoded in one piece."""
-        images = np.empty((len(coords), self.size, self.size, 3), np.uint8)
         if self.native:
-            corners = np.rint(coords / self.downsample).astype(int)
-            x0, y0 = corners.min(axis=0)
-            x1, y1 = corners.max(axis=0) + self.size
-            area = read_pixels(slide, self.level, (int(x0), int(y0), int(x1), int(y1)))
-            for image, (x, y) in zip(images, corners - (x0, y0), strict=True):
-                image[:] = area[y : y + self.size, x : x + self.size]
-            return images
+            return self._read_native(slide, coords)
+        images = np.empty((len(coords), self.size, self.size, 3), np.uint8)
         low, high = coords.min(axis=0), coords.max(axis=0) + self.side
         reach = math.ceil(max(s / d for s, d in zip(self.side, self.downsample, strict=True))
                           / self.size) + 1  # fmt: skip
@@ -105,6 +99,20 @@ class ReadPlan:
                 picture.resize((self.size, self.size), Image.Resampling.HAMMING, box=part)
             )
         return images
+
+    def _read_native(self, slide: SlideReader, coords: NDArray[np.int64]) -> NDArray[np.uint8]:
+        size = self.size
+        if (coords % self.downsample[0]).any():
+            # OpenSlide blends neighbors at a fraction of a level's pixel: a part of a larger read
+            # would differ from a read of its own.
+            alone = [slide.read((x, y), self.level, (size, size)) for x, y in coords.tolist()]
+            return np.stack(alone)
+        corners = (coords // int(self.downsample[0])).astype(int)
+        x0, y0 = corners.min(axis=0)
+        x1, y1 = corners.max(axis=0) + size
+        area = read_pixels(slide, self.level, (int(x0), int(y0), int(x1), int(y1)))
+        corners -= (x0, y0)
+        return np.stack([area[y : y + size, x : x + size] for x, y in corners.tolist()])
 
 
 @dataclass(frozen=True)

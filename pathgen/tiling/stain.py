@@ -27,7 +27,8 @@ _DENSITY = -np.log10(np.maximum(np.arange(256) / 255, 1e-6)).astype(np.float32)
 def hed(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Optical density (..., 3) of hematoxylin, eosin and DAB in RGB images (..., 3); >= 0."""
     density = _DENSITY[images]
-    return np.maximum(density.reshape(-1, 3) @ _FROM_RGB, 0).reshape(images.shape)
+    stains = density.reshape(-1, 3) @ _FROM_RGB
+    return np.asarray(np.maximum(stains, 0).reshape(images.shape), np.float32)
 
 
 def stain_scores(

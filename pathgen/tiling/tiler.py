@@ -35,29 +35,29 @@ MIB = 2**20
 class TileConfig(Config):
     """What is cut from each slide, and what of it is kept."""
 
-    patch_size: int = Field(256, ge=16, le=4096)
+    patch_size: int = Field(default=256, ge=16, le=4096)
     """pixels a side"""
-    mpp: float | None = Field(0.5, gt=0)
+    mpp: float | None = Field(default=0.5, gt=0)
     """microns per pixel of the patches; None = level 0 as it is"""
-    overlap: int = Field(0, ge=0)
+    overlap: int = Field(default=0, ge=0)
     """pixels that neighbors share"""
-    min_tissue: float = Field(0.5, ge=0, le=1)
+    min_tissue: float = Field(default=0.5, ge=0, le=1)
     """least share of a patch that the tissue mask covers"""
-    min_hematoxylin: float = Field(0.02, ge=0, le=1)
+    min_hematoxylin: float = Field(default=0.01, ge=0, le=1)
     """least share of a patch's pixels with hematoxylin; see `pathgen.tiling.stain`"""
     tissue: TissueConfig = TissueConfig()
     store: Literal["h5", "zarr"] = "h5"
     codec: Literal["jpeg", "png"] = "jpeg"
-    quality: int = Field(90, ge=1, le=100)
+    quality: int = Field(default=92, ge=1, le=100)
     """of JPEG, always 4:4:4"""
     allow_upsample: bool = False
     """tile slides coarser than `mpp` by more than 3 % too, by enlarging"""
-    mpp_tolerance: float = Field(NATIVE_TOLERANCE, ge=0, le=0.05)
+    mpp_tolerance: float = Field(default=NATIVE_TOLERANCE, ge=0, le=0.05)
     """a level this close to `mpp`, relative, is taken as it is; the rest is stored as mpp_error"""
     reader: str = "auto"
-    slide_mpp: float | None = Field(None, gt=0)
+    slide_mpp: float | None = Field(default=None, gt=0)
     """microns per level-0 pixel; wins over what the slides say, not over a CSV's column"""
-    thumbnail_px: int = Field(1024, ge=64, le=8192)
+    thumbnail_px: int = Field(default=1024, ge=64, le=8192)
     """longer side of the thumbnails"""
 
     @model_validator(mode="after")

@@ -19,17 +19,19 @@ class TissueConfig(Config):
     """How tissue is told from glass. Lengths are physical, so pyramids and scanners are alike."""
 
     method: Literal["otsu"] = "otsu"
-    mpp: float = Field(8.0, gt=0, le=64)
+    mpp: float = Field(default=8.0, gt=0, le=64)
     """microns per pixel of the mask"""
-    min_area_mm2: float = Field(0.02, ge=0)
+    min_area_mm2: float = Field(default=0.02, ge=0)
     """smaller pieces are dropped; a needle core is 10 mm by 0.5 mm"""
-    close_um: float = Field(24.0, ge=0)
+    close_um: float = Field(default=24.0, ge=0)
     """gaps up to this are bridged; holes stay"""
-    density: tuple[float, float] = (0.035, 0.10)
+    density: tuple[float, float] = (0.03, 0.07)
     """the Otsu threshold on optical density stays within these, so bare glass holds nothing and a
     slide full of tissue keeps its pale parts"""
-    chroma: tuple[float, float] = (0.03, 0.08)
+    chroma: tuple[float, float] = (0.025, 0.05)
     """the same for the distance from gray, 0..1"""
+    drop_ink: bool = True
+    """leave out black, blue and green felt pen; red pen has the colors of blood and stays"""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class TissueMask:
         x0, y0 = start.T
         x1, y1 = (start + np.asarray(sides) / self.scale).T
         inside = self._at(x1, y1) - self._at(x0, y1) - self._at(x1, y0) + self._at(x0, y0)
-        return np.clip(inside / ((x1 - x0) * (y1 - y0)), 0, 1).astype(np.float32)
+        return np.asarray(np.clip(inside / ((x1 - x0) * (y1 - y0)), 0, 1), np.float32)
 
     def _at(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
         """Tissue area left of x and above y: the summed-area table is linear between its knots."""
@@ -101,31 +103,50 @@ def mask_overview(slide: SlideReader, config: TissueConfig) -> Overview:
 def mask_of(overview: Overview, mpp_xy: tuple[float, float], config: TissueConfig) -> TissueMask:
     """The mask of an overview whose slide has `mpp_xy` microns per level-0 pixel."""
     mpp = overview.scale[0] * mpp_xy[0]
-    pixels = _METHODS[config.method](overview.pixels, config)
+    pixels = _METHODS[config.method](overview.pixels, mpp, config)
     pixels = _cleaned(pixels, mpp, config)
     return TissueMask(pixels, mpp, overview.origin, overview.scale)
 
 
-def _otsu(pixels: NDArray[np.uint8], config: TissueConfig) -> NDArray[np.bool_]:
+def _otsu(pixels: NDArray[np.uint8], mpp: float, config: TissueConfig) -> NDArray[np.bool_]:
     """Absorbs light and has color, or absorbs much."""
     from scipy.ndimage import uniform_filter
 
     light = pixels.astype(np.float32)
-    black = light.max(axis=2) < 20  # fill of scanners, pen caps: no light, no tissue
-    glass = _glass(light)
-    through = np.clip(uniform_filter(light, (3, 3, 0)) / glass, 1 / 255, 1)
-    density = -np.log10(through.min(axis=2))
+    black = light.max(axis=2) < 20  # fill of scanners: no light, no tissue
+    through = np.clip(uniform_filter(light, (3, 3, 0)) / _glass(light), 1 / 255, 1)
+    densities = -np.log10(through)
+    density = densities.max(axis=2)
     chroma = 1 - through.min(axis=2) / through.max(axis=2)
     dense = density > _threshold(density[~black], config.density)
     colored = chroma > _threshold(chroma[~black], config.chroma)
-    return dense & (colored | (density > 0.4)) & ~black
+    tissue = dense & (colored | (density > 0.4)) & ~black
+    return np.asarray(tissue & ~_ink(densities, mpp) if config.drop_ink else tissue)
+
+
+def _ink(density: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
+    """Felt pen, by its optical density (height, width, 3): gray and dark, or bluer than any stain.
+
+    No stain absorbs red much more than green, and none in use absorbs all colors alike.
+    """
+    from scipy.ndimage import binary_dilation
+
+    red, green, _ = np.moveaxis(density, 2, 0)
+    least, most = density.min(axis=2), density.max(axis=2)
+    gray = (least > 0.35) & (least > 0.85 * most)
+    blue = (red > 0.25) & (red > 1.25 * green)
+    strokes = _large(gray | blue, mpp, 0.05)  # pigment and dark nuclei are small
+    reach = round(48 / mpp)  # the pale rim of a stroke
+    if not reach or not strokes.any():
+        return strokes
+    return np.asarray(binary_dilation(strokes, _disk(reach)), np.bool_)
 
 
 def _glass(light: NDArray[np.float32]) -> NDArray[np.float32]:
     """Color of the empty glass (3,): the brightest common one, at least light gray."""
     brightness = light.min(axis=2)
     bright = light[brightness >= np.percentile(brightness, 95)]
-    return np.clip(np.median(bright, axis=0), 200, 255).astype(np.float32)
+    return np.asarray(np.clip(np.median(bright, axis=0), 200, 255), np.float32)
 
 
 def _threshold(values: NDArray[np.float32], limits: tuple[float, float]) -> float:
@@ -134,23 +155,33 @@ def _threshold(values: NDArray[np.float32], limits: tuple[float, float]) -> floa
     values = np.clip(values, 0, 0.5)  # dark ink must not pull the threshold up
     if values.size == 0 or values.min() == values.max():
         return limits[1]
-    return float(np.clip(threshold_otsu(values, nbins=256), *limits))
+    found = threshold_otsu(values, nbins=256)  # type: ignore[no-untyped-call]
+    return float(np.clip(found, *limits))
 
 
 def _cleaned(mask: NDArray[np.bool_], mpp: float, config: TissueConfig) -> NDArray[np.bool_]:
-    from scipy.ndimage import binary_closing, label
+    from scipy.ndimage import binary_closing
 
     reach = round(config.close_um / mpp / 2)
     if reach:
         padded = np.pad(mask, reach)
-        disk = np.hypot(*np.mgrid[-reach : reach + 1, -reach : reach + 1]) <= reach + 0.5
-        mask = binary_closing(padded, disk)[reach:-reach, reach:-reach]
-    pieces, count = label(mask, np.ones((3, 3)))
-    if not count:
-        return np.asarray(mask, np.bool_)
-    big = np.bincount(pieces.ravel()) * (mpp / 1000) ** 2 >= config.min_area_mm2
+        mask = binary_closing(padded, _disk(reach))[reach:-reach, reach:-reach]
+    return _large(mask, mpp, config.min_area_mm2)
+
+
+def _large(mask: NDArray[np.bool_], mpp: float, least_mm2: float) -> NDArray[np.bool_]:
+    """The connected pieces of at least that area."""
+    from scipy.ndimage import label
+
+    pieces, _ = label(mask, np.ones((3, 3)))
+    big = np.bincount(pieces.ravel()) * (mpp / 1000) ** 2 >= least_mm2
     big[0] = False
     return np.asarray(big[pieces], np.bool_)
+
+
+def _disk(reach: int) -> NDArray[np.bool_]:
+    down, across = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    return np.asarray(np.hypot(down, across) <= reach + 0.5)
 
 
 _METHODS = {"otsu": _otsu}

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from pathgen.commit import draft, lock
+from pathgen.commit import lock
 from pathgen.config import Config
 from pathgen.data.loading import center_square, image_loader
 from pathgen.data.patches import PatchDataset
@@ -23,6 +21,7 @@ from pathgen.progress import Progress, Silent
 from pathgen.runs import Run, RunConfig, load_model
 from pathgen.train.engine import Engine, StopRequest, checkpoint
 from pathgen.train.optimize import Optimizer, cosine, total_steps
+from pathgen.train.sheets import Picture, to_pixels, write_sheet
 
 #: Images that the latent scale and the final PSNR are measured on, evenly spaced over all.
 MEASURED = 1024
@@ -97,7 +96,7 @@ def train_autoencoder(
         size = model.config.image_size
         model.measure(x.to(engine.device) for x in _some(patches, size, MEASURED))
         quality = _quality(model, patches, engine)
-        _write_sheet(run.path / "reconstructions.png", model, patches, engine)
+        write_sheet(run.path / "reconstructions.png", _sheet(model, patches, engine))
         run.finish(model, quality | loss_summary(run) | {"steps": steps})
     return model
 
@@ -173,19 +172,11 @@ def _quality(model: Autoencoder, patches: PatchDataset, engine: Engine) -> dict[
 
 
 @torch.no_grad()
-def _write_sheet(path: Path, model: Autoencoder, patches: PatchDataset, engine: Engine) -> None:
+def _sheet(model: Autoencoder, patches: PatchDataset, engine: Engine) -> list[list[Picture]]:
     """Real patches in the first row, their reconstructions in the second."""
     images = next(_some(patches, model.config.image_size, SHEET)).to(engine.device)
-    rows = [images, model.decode(model.encode(images))]
-    pixels = np.concatenate([np.concatenate(list(to_pixels(row)), axis=1) for row in rows])
-    with draft(path) as temporary:
-        Image.fromarray(pixels).save(temporary, format="PNG")
-
-
-def to_pixels(images: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """(B, 3, H, W) in [0, 1] -> uint8 (B, H, W, 3), rounded."""
-    scaled = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
-    return np.asarray(scaled.permute(0, 2, 3, 1).cpu().numpy())
+    rows = {"real": images, "reconstructed": model.decode(model.encode(images))}
+    return [[Picture(name, pixels) for pixels in to_pixels(row)] for name, row in rows.items()]
 
 
 def loss_summary(run: Run) -> dict[str, float]:

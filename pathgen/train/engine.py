@@ -183,8 +183,8 @@ class StopRequest:
     def batches(self, loader: Iterable[T]) -> Iterator[T]:
         """The loader's batches, until a stop is asked for.
 
-        A signal to the whole process group also ends the loader's workers; what that raises here
-        is part of stopping.
+        SIGTERM to the whole process group also ends the loader's workers; what talking to them
+        raises then is part of stopping.
         """
         batches = iter(loader)
         while not self.requested:
@@ -192,7 +192,7 @@ class StopRequest:
                 batch = next(batches)
             except StopIteration:
                 return
-            except RuntimeError:
+            except (RuntimeError, OSError, EOFError):
                 if self.requested:
                     return
                 raise

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,8 +19,11 @@ from pathgen.tiling.readers.openslide import tag_scale
 from pathgen.tiling.readers.tiff import check_size
 from pathgen.tiling.slide import Header, Scale
 
-#: Such an image is decoded whole: 400 MB at 3 bytes a pixel.
-MAX_FLAT_PIXELS = 2**27
+#: What Pillow raises on damaged files.
+PILLOW_ERRORS = (
+    OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError,
+    struct.error, UnidentifiedImageError, Image.DecompressionBombError,
+)  # fmt: skip
 
 _EIGHT_BIT = {"RGB", "RGBA", "L", "LA", "P", "PA", "CMYK", "YCbCr", "1"}
 
@@ -25,16 +32,12 @@ class FlatReader(BaseReader):
     """A plain 8-bit image as a slide of one level, decoded once and kept."""
 
     reader = "flat"
-    read_errors = (OSError, SyntaxError, ValueError)
+    read_errors = PILLOW_ERRORS
 
     def _describe(self) -> Header:
         with self._image() as image:
             width, height = image.size
             check_size(self.path, width, height, self.path.stat().st_size)
-            if width * height > MAX_FLAT_PIXELS:
-                raise unsupported(
-                    self.path, f"an image of {width:,} x {height:,} pixels without a pyramid"
-                )
             if image.mode not in _EIGHT_BIT:
                 raise unsupported(self.path, f"an image of mode {image.mode}, not 8 bits a channel")
             return Header(
@@ -43,18 +46,24 @@ class FlatReader(BaseReader):
                 scale=_scale(image),
             )  # fmt: skip
 
-    def _image(self) -> Image.Image:
-        try:
-            return Image.open(self.path, formats=("PNG", "JPEG", "TIFF"))
-        except Image.DecompressionBombError as error:
-            raise unsupported(
-                self.path, "an image too large to be read without a pyramid"
-            ) from error
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            raise SlideError(
-                "slide cannot be opened", code="PG-S02", where=self.path.name, why=str(error),
-                hint="check how the file was made or downloaded",
-            ) from error  # fmt: skip
+    @contextmanager
+    def _image(self) -> Iterator[Image.Image]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's remarks on odd tags
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            try:
+                image = Image.open(self.path, formats=("PNG", "JPEG", "TIFF"))
+            except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+                raise unsupported(
+                    self.path, "an image too large to be read without a pyramid"
+                ) from error
+            except PILLOW_ERRORS as error:
+                raise SlideError(
+                    "slide cannot be opened", code="PG-S02", where=self.path.name, why=str(error),
+                    hint="check how the file was made or downloaded",
+                ) from error  # fmt: skip
+            with image:
+                yield image
 
     def _open(self) -> _Pixels:
         with self._image() as image:

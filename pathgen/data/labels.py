@@ -1,0 +1,292 @@
+"""Labels of slides from a CSV that people made by hand: read strictly, matched by name.
+
+Cells stay text: ``NA`` and ``007`` are what they say. The separator is a comma, semicolon or tab;
+the encoding UTF-8, UTF-16 with its mark, or Windows-1252.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from pathgen.errors import DataError
+
+#: role -> accepted column names, best first; case does not matter.
+ALIASES: Mapping[str, tuple[str, ...]] = {
+    "slide": (
+        "slide", "wsi", "slide_id", "image_path", "filename", "sample_id", "image_id",
+        "image_name", "name",
+    ),
+    "label": ("label", "isup_grade", "grade", "class", "target"),
+    "patient": ("patient", "patient_id", "case_id"),
+}  # fmt: skip
+#: Endings that are no part of a slide's name, longest first.
+ENDINGS = (
+    ".ome.tiff", ".ome.zarr", ".ome.tif", ".svslide", ".isyntax", ".jpeg", ".tiff", ".mrxs",
+    ".ndpi", ".zarr", ".svs", ".tif", ".scn", ".bif", ".vms", ".vmu", ".dcm", ".czi", ".jpg",
+    ".png", ".h5", ".pt",
+)  # fmt: skip
+
+
+class Labeled(NamedTuple):
+    """One row: the slide as written, its label and patient (None where the cell is empty)."""
+
+    slide: str
+    label: str | None
+    patient: str | None
+    line: int
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """The rows of a labels file, one a slide, by `slide_key`."""
+
+    path: Path
+    column: str
+    """name of the label column"""
+    rows: Mapping[str, Labeled]
+
+
+class Cells(NamedTuple):
+    """A CSV as text: `header` as written, and (line number, cells) of every row that has any."""
+
+    header: list[str]
+    rows: list[tuple[int, list[str]]]
+
+
+def slide_key(text: str) -> str:
+    """What two spellings of one slide share: no ending, forward slashes, no leading ``./``."""
+    key = text.strip().replace("\\", "/")
+    ending = next((end for end in ENDINGS if key.lower().endswith(end)), "")
+    parts = key.removesuffix(key[len(key) - len(ending) :] if ending else "").split("/")
+    return "/".join(part for part in parts if part not in ("", "."))
+
+
+def load_labels(path: Path | str, *, label_column: str | None = None) -> LabelTable:
+    """Read a CSV of slide, label and, if there is one, patient.
+
+    Args:
+        path: the file. Columns are found by `ALIASES`.
+        label_column: name of the label column when it has another name.
+
+    Raises:
+        DataError: PG-N06, with the line: not a CSV, a column is missing or stands twice, a row is
+            longer or shorter than the header, or a slide stands twice with another label.
+    """
+    path = Path(path)
+    table = read_cells(path)
+    slide, _ = find_column(path, table.header, "slide")
+    label, name = find_column(path, table.header, "label", label_column)
+    patient = next((i for i, h in _known(table.header, "patient")), None)
+    rows: dict[str, Labeled] = {}
+    for line, cells in table.rows:
+        row = Labeled(
+            cells[slide], cells[label] or None, cells[patient] or None if patient is not None
+            else None, line,
+        )  # fmt: skip
+        key = slide_key(row.slide)
+        if not key:
+            raise _bad(path, "row without a slide", f"line {line}: {', '.join(cells)}")
+        before = rows.setdefault(key, row)
+        if (before.label, before.patient) != (row.label, row.patient):
+            raise _bad(
+                path, "slide stands twice with different values",
+                f"{row.slide!r} is {_shown(before)} in line {before.line} and {_shown(row)} in "
+                f"line {line}", "keep one of the lines",
+            )  # fmt: skip
+    return LabelTable(path, name, rows)
+
+
+def read_cells(path: Path) -> Cells:
+    """A CSV with a header; cells stripped. Raises DataError (PG-N06) naming the line."""
+    text = _text(path)
+    lines = text.splitlines()
+    first = next((line for line in lines if line.strip()), "")
+    separator = max((",", ";", "\t"), key=lambda s: len(next(csv.reader([first], delimiter=s), [])))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    try:
+        found = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+    except csv.Error as error:
+        raise _bad(path, "not a readable CSV", f"line {reader.line_num}: {error}") from error
+    found = [(line, row) for line, row in found if any(row)]
+    if len(found) < 2:
+        what = "a header but no rows" if found else "nothing"
+        raise _bad(path, "no labels in this file", f"it has {what}")
+    (_, header), rows = found[0], found[1:]
+    while header and not header[-1]:  # a comma at the end of the header
+        header = header[:-1]
+    for line, row in rows:
+        # Empty cells beyond the header (a comma at the end of each line) shift nothing.
+        if len(row) < len(header) or any(row[len(header) :]):
+            raise _bad(
+                path, "row does not fit the header",
+                f"line {line} has {len(row)} cells, the header {len(header)}: {', '.join(row)}",
+                "quote cells that hold the separator",
+            )  # fmt: skip
+        if broken := next((cell for cell in row if "\n" in cell or "\r" in cell), None):
+            raise _bad(
+                path, "cell runs over several lines", f"it ends in line {line}: {broken[:40]!r}",
+                "look for a quote that is not closed",
+            )  # fmt: skip
+    return Cells(header, [(line, row[: len(header)]) for line, row in rows])
+
+
+def find_column(
+    path: Path, header: Sequence[str], role: str, wanted: str | None = None
+) -> tuple[int, str]:
+    """Position and name of the column for a role. Raises DataError (PG-N06)."""
+    if wanted is not None:
+        fits = [(i, h) for i, h in enumerate(header) if h.lower() == wanted.strip().lower()]
+        if not fits:
+            close = difflib.get_close_matches(wanted, header, n=1)
+            raise _bad(
+                path, f"no column {wanted!r}", f"it has: {', '.join(header)}",
+                f"did you mean {close[0]!r}?" if close else None,
+            )  # fmt: skip
+    else:
+        fits = _known(header, role)
+        if not fits:
+            raise _bad(
+                path, f"no {role} column", f"its first line has: {', '.join(header)}",
+                f"call one of them {ALIASES[role][0]}"
+                + (" or give its name with --label-column" if role == "label" else ""),
+            )  # fmt: skip
+        best = fits[0][1].lower()
+        if role == "slide" or best == role:
+            fits = [fit for fit in fits if fit[1].lower() == best]
+    if len(fits) > 1:
+        raise _bad(
+            path, f"several {role} columns", ", ".join(h for _, h in fits),
+            "say which with --label-column" if role == "label" and wanted is None
+            else "rename all but one",
+        )  # fmt: skip
+    return fits[0]
+
+
+def match(names: Sequence[str], table: LabelTable) -> dict[str, Labeled]:
+    """Row of each slide that has one, by the slide's name.
+
+    Names agree when one is the end of the other, folder by folder: ``site/S1`` with ``S1.svs``
+    and with ``/data/site/S1.svs``, but not with ``other/S1``.
+
+    Raises:
+        DataError: PG-N06, a row fits two slides or a slide two different rows.
+    """
+    ends: dict[str, list[str]] = {}
+    for key in table.rows:
+        ends.setdefault(key.rpartition("/")[2], []).append(key)
+    found: dict[str, Labeled] = {}
+    taken: dict[str, str] = {}
+    for name in names:
+        own = slide_key(name)
+        fits = [key for key in ends.get(own.rpartition("/")[2], []) if _agree(own, key)]
+        fits = [own] if own in fits else fits
+        if len(fits) > 1:
+            raise _bad(table.path, "several rows fit one slide", f"{name!r}: {', '.join(fits)}")
+        for key in fits:
+            if key in taken:
+                raise _bad(
+                    table.path, "a row fits two slides",
+                    f"{table.rows[key].slide!r} (line {table.rows[key].line}) fits "
+                    f"{taken[key]!r} and {name!r}", "write the folder too",
+                )  # fmt: skip
+            taken[key], found[name] = name, table.rows[key]
+    return found
+
+
+def unmatched(names: Sequence[str], table: LabelTable, matched: Mapping[str, Labeled]) -> str:
+    """``3 labels match no slide, did you mean 'S-001' for 'S001'?``, or nothing when all do."""
+    used = {row.line for row in matched.values()}
+    left = [row.slide for row in table.rows.values() if row.line not in used]
+    if not left:
+        return ""
+    free = {slide_key(name): name for name in names if name not in matched}
+    text = f"{count(len(left), 'label')} match{'' if len(left) > 1 else 'es'} no slide"
+    for slide in left[:200]:  # looking through all names for each is slow
+        if close := difflib.get_close_matches(slide_key(slide), free, n=1, cutoff=0.75):
+            return f"{text}, did you mean {free[close[0]]!r} for {slide!r}?"
+    return f"{text} ({shown(left)})"
+
+
+def count(n: int, noun: str) -> str:
+    """``1 slide``, ``2 slides``."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def shown(names: Sequence[str], most: int = 3) -> str:
+    """The first few names, quoted."""
+    text = ", ".join(repr(name) for name in names[:most])
+    return f"{text}, ..." if len(names) > most else text
+
+
+def class_order(labels: Sequence[str]) -> tuple[str, ...]:
+    """Distinct labels: by value when all are numbers, else alphabetical.
+
+    Raises:
+        DataError: PG-N06, two labels are one number, or differ in case alone.
+    """
+    distinct = sorted(set(labels))
+    values = [as_number(label) for label in distinct]
+    numeric = all(value is not None for value in values)
+    seen: dict[object, str] = {}
+    for label, value in zip(distinct, values, strict=True):
+        other = seen.setdefault(value if numeric else label.casefold(), label)
+        if other != label:
+            raise DataError(
+                "two labels that look like one", where=f"{other}, {label}",
+                why="they are the same number" if numeric else "they differ in case only",
+                hint="write both alike",
+            )  # fmt: skip
+    return tuple(sorted(distinct, key=lambda label: as_number(label) or 0.0) if numeric
+                 else distinct)  # fmt: skip
+
+
+def as_number(label: str) -> float | None:
+    """The label's value, None when it is a word; ``nan`` and ``inf`` are words."""
+    try:
+        value = float(label)
+    except ValueError:
+        return None
+    return value if abs(value) < float("inf") else None
+
+
+def _agree(one: str, other: str) -> bool:
+    short, long = sorted((one.split("/"), other.split("/")), key=len)
+    return long[-len(short) :] == short
+
+
+def _known(header: Sequence[str], role: str) -> list[tuple[int, str]]:
+    rank = {alias: i for i, alias in enumerate(ALIASES[role])}
+    fits = [(i, h) for i, h in enumerate(header) if h.lower() in rank]
+    return sorted(fits, key=lambda fit: rank[fit[1].lower()])
+
+
+def _text(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            "labels cannot be read", where=path, why=error.strerror, hint="check the path"
+        ) from error
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16", errors="replace")
+    if b"\0" in data or data[:2] == b"PK":
+        raise _bad(path, "not a CSV", "it is a binary file", "save the sheet as CSV")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("cp1252", errors="replace")
+
+
+def _shown(row: Labeled) -> str:
+    label = repr(row.label) if row.label else "unlabeled"
+    return f"{label} of patient {row.patient!r}" if row.patient else label
+
+
+def _bad(path: Path, what: str, why: str, hint: str | None = None) -> DataError:
+    return DataError(what, code="PG-N06", where=path.name, why=why, hint=hint)

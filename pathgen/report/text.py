@@ -1,0 +1,87 @@
+"""Numbers and names as a page shows them."""
+
+from __future__ import annotations
+
+import getpass
+import math
+import re
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+DASH = "–"
+
+#: A path from the root of a POSIX system or a Windows drive or share, up to its last part.
+_ABSOLUTE = re.compile(r"(?<![\w.~<:/\\])(?:/(?:[^\s/'\",;:]+/)+|(?:[A-Za-z]:|\\)\\(?:[^\s\\'\",;:]+\\)*)")
+
+
+class Scrubber:
+    """Takes out of a text where it was made: absolute paths, the home folder, the host's name."""
+
+    def __init__(self, root: Path) -> None:
+        self._places = [(f"{root.resolve()}/", ""), (f"{Path.home()}/", "~/")]
+        names = {socket.gethostname(), _user()} - {"", "localhost", "root", "user"}
+        self._names = [
+            re.compile(rf"(?<![\w.-]){re.escape(name)}(?![\w-])") for name in names if len(name) > 2
+        ]
+
+    def __call__(self, text: str) -> str:
+        for place, instead in self._places:
+            if len(place) > 1:
+                text = text.replace(place, instead)
+        text = _ABSOLUTE.sub("", text)
+        for name in self._names:
+            text = name.sub("…", text)
+        return text
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # no entry for this user id
+        return ""
+
+
+def as_float(value: Any) -> float | None:
+    """A finite number, or None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """``0.713``, ``1,234``, or a dash when there is none."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    known = as_float(value)
+    return DASH if known is None else f"{known:.{digits}f}"
+
+
+def compact(value: Any) -> str:
+    """A setting in few characters: ``0.0005``, ``1e-06``, ``256``, ``a, b``."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(compact(one) for one in value)
+    return DASH if value is None else str(value)
+
+
+def interval_of(value: Any) -> tuple[float, float] | None:
+    """A [low, high] pair of finite numbers, or None."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
+        return None
+    low, high = as_float(value[0]), as_float(value[1])
+    return None if low is None or high is None else (low, high)
+
+
+def with_interval(value: Any, interval: Any) -> str:
+    """``0.713 [0.650, 0.780]``."""
+    limits = interval_of(interval)
+    tail = f" [{limits[0]:.3f}, {limits[1]:.3f}]" if limits else ""
+    return number(as_float(value)) + tail
+
+
+def count(n: int, thing: str, plural: str | None = None) -> str:
+    """``1 slide``, ``1,204 slides``."""
+    return f"{n:,} {thing if n == 1 else plural or f'{thing}s'}"
