@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathgen.errors import PathgenError
     from pathgen.evaluate.mil import train_mil
     from pathgen.extract import extract_features, load_encoder
-    from pathgen.pretrain import pretrain
+    from pathgen.pretraining import pretrain
     from pathgen.stores import open_store
     from pathgen.synthetic import make_slides
     from pathgen.tiling import open_slide, tile
@@ -29,7 +29,7 @@ _HOME = {
     "make_slides": "pathgen.synthetic",
     "open_slide": "pathgen.tiling",
     "open_store": "pathgen.stores",
-    "pretrain": "pathgen.pretrain",
+    "pretrain": "pathgen.pretraining",
     "tile": "pathgen.tiling",
     "train_mil": "pathgen.evaluate.mil",
 }

@@ -162,7 +162,7 @@ def pretrain(
 ) -> None:
     """Train an encoder without labels: DINO, E-LDM, synthetic views, Gen-DINO."""
     _need_torch()
-    from pathgen import pretrain as flow
+    from pathgen import pretraining as flow
 
     talk = Talk(quiet=quiet, as_json=as_json)
     chosen = [stage.strip() for stage in stages.split(",") if stage.strip()]
@@ -318,6 +318,7 @@ def evaluate_mil(
     targets: Annotated[
         Path | None, typer.Option(help="CSV with slide and label; default: the label column.")
     ] = None,
+    label_column: Annotated[str | None, typer.Option(help="If it is not called label.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="JSON file for the result.")
     ] = None,
@@ -330,7 +331,9 @@ def evaluate_mil(
     from pathgen import commit
     from pathgen.evaluate.predictions import evaluate_predictions, summary
 
-    values = evaluate_predictions(predictions, targets=targets, seed=seed or 0)
+    values = evaluate_predictions(
+        predictions, targets=targets, label_column=label_column, seed=seed or 0
+    )
     if out:
         commit.write_json(out, values)
     Talk(quiet=quiet, as_json=as_json).result(values, summary(values))

@@ -153,7 +153,11 @@ def _alive(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    return True
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:  # no /proc here
+        return True
+    return state != "Z"  # killed, and not yet waited for by its parent
 
 
 @contextmanager

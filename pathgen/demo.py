@@ -13,10 +13,10 @@ from pathlib import Path
 from pathgen import commit
 from pathgen.progress import Progress, Silent
 
-SLIDES = 18
-COHORT = ("width=3072", "height=3072")
-TILE = ("patch_size=128", "mpp=1.0")
-CLASSES_NOT_SCORED = ("background",)
+SLIDES = 24
+COHORT = ("width=2560", "height=2560", "grades=[0,2,5]")
+TILE = ("patch_size=128", "mpp=0.75")
+
 
 
 def run_demo(
@@ -82,7 +82,7 @@ class _Steps:
         )
 
     def pretrain(self) -> None:
-        from pathgen.pretrain import pretrain
+        from pathgen.pretraining import pretrain
 
         pretrain(
             self.out / "tiles",

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pathgen.pretrain import PretrainConfig
+from pathgen.pretraining import PretrainConfig
 from pathgen.train.dino import DinoConfig
 from pathgen.train.optimize import total_steps
 

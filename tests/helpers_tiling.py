@@ -1,4 +1,4 @@
-"""Small slides for the tests of tiling: SVS-like pyramids written with tifffile, in milliseconds."""
+"""Small slides for the tests of tiling: SVS-like pyramids, written in milliseconds."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ LAYERS = [
     ["extract"],
     ["augment"],
     ["evaluate"],
-    ["pretrain", "report"],
+    ["pretraining", "report"],
     ["plan", "console", "demo"],
     ["cli"],
 ]

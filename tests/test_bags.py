@@ -134,7 +134,6 @@ def test_what_is_written_is_read(
     text = io.StringIO()
     csv.writer(text, delimiter=separator).writerows([("slide", "label"), *rows])
     table = load_labels(_csv(tmp_path_factory.mktemp("l"), text.getvalue()))
-    # U+0085 and its like are line ends to some readers and blanks to strip; cells are stripped.
     assert {key: row.label for key, row in table.rows.items()} == {
         slide_key(slide): label.strip() or None for slide, label in rows
     }
@@ -260,13 +259,12 @@ def test_fields_of_different_lengths_are_refused() -> None:
     st.integers(2, 5),
     st.integers(0, 3),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_patients_never_part(rows: list[tuple[int, int]], k: int, seed: int) -> None:
     labels, groups = [a for a, _ in rows], [f"p{b}" for _, b in rows]
     try:
         splits = folds(labels, groups, k, seed)
-    except DataError as error:
-        assert error.code == "PG-N07"
+    except DataError:  # what is impossible has a test of its own
         return
     assert len(splits) == k
     assert sorted(np.concatenate([s.test for s in splits])) == list(range(len(rows)))
@@ -291,7 +289,8 @@ def test_splits_are_stratified_and_depend_on_the_seed() -> None:
     share = np.bincount(labels) / 600
     splits = folds(labels, groups, 5, seed=0)
     for split in splits:
-        assert np.abs(np.bincount(labels[split.test], minlength=6) / len(split.test) - share).max() < 0.03
+        there = np.bincount(labels[split.test], minlength=6) / len(split.test)
+        assert np.abs(there - share).max() < 0.03
         assert 0.15 < len(split.valid) / (len(split.valid) + len(split.train)) < 0.25
     assert not shortfalls(splits, labels, "012345")
     other = folds(labels, groups, 5, seed=1)
@@ -302,6 +301,7 @@ def test_impossible_splits_say_why() -> None:
     with pytest.raises(DataError, match="3 patients \\(of 6 slides\\) for 5 folds") as error:
         folds([0, 1] * 3, list("aabbcc"), 5)
     assert error.value.hint == "use --folds 3"
+    assert error.value.code == "PG-N07"
     with pytest.raises(DataError, match="all slides have the same label"):
         folds([1] * 6, list("abcdef"), 2)
     with pytest.raises(DataError, match="train on one class only"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 import shutil
 from pathlib import Path
@@ -251,14 +252,23 @@ def test_only_some_files_stay_open(
         assert len(made._open) == 2
 
 
-def test_pickled_and_in_workers(dataset: PatchDataset) -> None:
+@pytest.mark.parametrize(("method", "workers"), [("fork", 2), ("spawn", 1)])
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_workers_read_what_we_read(dataset: PatchDataset, method: str, workers: int) -> None:
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {method} here")
+    expected = [int(dataset[i][0].sum()) for i in range(9)]  # and files are open here
+    items = list(
+        DataLoader(dataset, batch_size=None, num_workers=workers, multiprocessing_context=method)
+    )
+    assert [int(image.sum()) for image, _ in items] == expected
+    assert [dataset.index_of(ref) for _, ref in items] == list(range(9))
+
+
+def test_pickled_after_use(dataset: PatchDataset) -> None:
     expected = [int(dataset[i][0].sum()) for i in range(9)]
     copy = pickle.loads(pickle.dumps(dataset))  # noqa: S301 - our own bytes
     assert [int(copy[i][0].sum()) for i in range(9)] == expected
-    loader = DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context="spawn")
-    items = list(loader)
-    assert [int(image.sum()) for image, _ in items] == expected
-    assert [dataset.index_of(PatchRef(*ref)) for _, ref in items] == list(range(9))
 
 
 # --- order -----------------------------------------------------------------------------------

@@ -296,11 +296,10 @@ def test_average_is_that_of_float64_and_of_diffusers() -> None:
         decay = min(0.98, (1 + step) / (10 + step))
         for name, parameter in model.named_parameters():
             exact[name] = decay * exact[name] + (1 - decay) * parameter.detach().double()
-        theirs.optimization_step = step + 1  # diffusers leaves its first step out
-        theirs.step(model.parameters())
+        theirs.step(model.parameters())  # differs at step 0 alone, which is forgotten by the end
     for name, shadow in zip(exact, theirs.shadow_params, strict=True):
         torch.testing.assert_close(average.values[name].double(), exact[name], atol=1e-5, rtol=0)
-        assert average.values[name].shape == shadow.shape
+        torch.testing.assert_close(average.values[name], shadow, atol=1e-3, rtol=0)
 
 
 # --- training --------------------------------------------------------------------------------
@@ -364,8 +363,8 @@ def test_a_stopped_training_goes_on_to_the_same_average(
         return Run.start(tmp_path / name, "ldm", config, {})
 
     straight = train_ldm(config, [patches], [features], encode, start("a"))
+    progress = StopAfter(5, lambda: stops[-1].request())
     with pytest.raises(Stopped):
-        progress = StopAfter(5, lambda: stops[-1].request())
         train_ldm(config, [patches], [features], encode, start("b"), progress)
     assert not start("b").finished
     broken = train_ldm(config, [patches], [features], encode, start("b"))
@@ -397,9 +396,7 @@ def test_without_flips_every_target_is_its_own_patch(patches: ImageFolder) -> No
     seen = []
     for (latents, rows), (whole, numbers) in zip(loader, images, strict=True):
         assert torch.equal(rows, numbers)
-        torch.testing.assert_close(
-            latents, encode.encode(whole).detach(), atol=2e-3, rtol=2e-3
-        )
+        torch.testing.assert_close(latents, encode.encode(whole).detach(), atol=2e-3, rtol=2e-3)
         seen += rows.tolist()
     assert sorted(seen) == list(range(24))  # an epoch has each patch once
 
@@ -427,9 +424,7 @@ def test_features_of_other_patches_are_refused(patches: ImageFolder, tmp_path: P
         Image.new("RGB", (16, 16), (i, 0, 0)).save(folder / f"x{i}.png")
     with pytest.raises(RunError, match="not those of the patches"):
         train([feature_store(tmp_path / "other.h5", ImageFolder(folder))], "b")
-    several = [
-        feature_store(tmp_path / f"{name}.h5", patches, encoder=name * 16) for name in "xy"
-    ]
+    several = [feature_store(tmp_path / f"{name}.h5", patches, encoder=name * 16) for name in "xy"]
     with pytest.raises(RunError, match="several encoders"):
         train(several, "c")
 

@@ -351,6 +351,32 @@ def test_h5py_and_zarr_read_columns_by_name(path: Path) -> None:
     assert dtypes["image/length"] == dtypes["image/crc32"] == "uint32"
 
 
+@pytest.mark.parametrize("locking", [None, False, True])
+def test_h5py_may_have_the_file_open_before_and_after(tmp_path: Path, locking: bool | None) -> None:
+    rows = fill(tmp_path / "a.h5", 5)
+    with h5py.File(tmp_path / "a.h5", locking=locking):
+        assert open_table(tmp_path / "a.h5").read_bytes("image") == rows["image"]
+    table = open_table(tmp_path / "a.h5")
+    with h5py.File(tmp_path / "a.h5"):
+        assert table.read_bytes("image") == rows["image"]
+
+
+@pytest.mark.parametrize("kind", BACK_ENDS)
+def test_the_snippets_of_the_documentation_read_a_patch(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, images = make_patches(tmp_path / f"slide.{kind}", 9)
+    text = (Path(__file__).resolve().parents[1] / "docs" / "formats.md").read_text("utf-8")
+    snippets = [part.partition("```")[0] for part in text.split("```python\n")[1:]]
+    snippet = next(part for part in snippets if f"slide.{kind}" in part)
+    names: dict = {}
+    exec(snippet, names)
+    np.testing.assert_array_equal(np.asarray(names["patch"]), images[7])
+    assert names["coords"].shape == (9, 2)
+    assert names["facts"]["name"] == "ward/a"
+
+
 # --------------------------------------------------------------------------- codec of one patch
 
 

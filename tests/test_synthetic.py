@@ -241,7 +241,10 @@ def test_grid_points_lie_where_the_truth_says(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("artifact", ["pen", "blur", "fat", "folds"])
 def test_each_artifact_changes_the_slide_and_is_in_the_truth(artifact: str) -> None:
-    plain, marked = (Renderer(draw_scene(small(width=1024, height=1024, grade=0, **{artifact: on}))) for on in (False, True))
+    plain, marked = (
+        Renderer(draw_scene(small(width=1024, height=1024, grade=0, **{artifact: on})))
+        for on in (False, True)
+    )
     before, after = (r.block(0, 0, 1024, 1024).astype(int) for r in (plain, marked))
     changed = np.abs(before - after).max(2) > 25
     assert changed.mean() > 0.001

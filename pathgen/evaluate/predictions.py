@@ -31,6 +31,7 @@ from pathgen.data.labels import (
 from pathgen.errors import DataError
 from pathgen.evaluate.metrics import bootstrap_interval, classification_metrics, spread
 
+FORMAT = "pathgen.mil"
 #: A cell that starts so is a formula to a spreadsheet; an apostrophe before it makes it text.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 DECISIONS = ("predicted", "predicted_label", "prediction")
@@ -51,7 +52,7 @@ class Predictions:
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write the CSV atomically, one slide a line. Scores keep eight digits."""
+    """Write the CSV atomically, one slide a line. Scores keep all digits: ties stay ties."""
     if predictions.labels is None or predictions.folds is None:
         raise ValueError("predictions of a cross-validation have labels and folds")
     if predictions.probabilities is None:
@@ -62,7 +63,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     writer.writerow(["slide", "patient", "fold", "label", "predicted", *scores])
     for i, name in enumerate(predictions.names):
         words = [name, predictions.groups[i]]
-        numbers = [f"{p:.8g}" for p in predictions.probabilities[i]]
+        numbers = [repr(float(p)) for p in predictions.probabilities[i]]
         writer.writerow(
             [
                 *map(_armored, words),
@@ -174,7 +175,8 @@ def judge(
     seed: int = 0,
 ) -> dict[str, Any]:
     """All that `evaluate_predictions` returns but the notes, from arrays of N slides."""
-    values = classification_metrics(y, scores, classes, predicted=predicted)
+    values: dict[str, Any] = {"format": FORMAT}
+    values |= classification_metrics(y, scores, classes, predicted=predicted)
     values["patients"] = len(set(groups))
     values["intervals"] = bootstrap_interval(
         y, scores, classes, predicted=predicted, groups=groups, seed=seed
@@ -218,7 +220,8 @@ def _targets(
     predictions: Predictions, path: Path, label_column: str | None, notes: list[str]
 ) -> tuple[list[int], list[str]]:
     """Rows that have a target, and their targets."""
-    found = match(predictions.names, load_labels(path, label_column=label_column))
+    table = load_labels(path, label_column=label_column)
+    found = match(predictions.names, table)
     labels = {name: row.label for name, row in found.items() if row.label is not None}
     kept = [i for i, name in enumerate(predictions.names) if name in labels]
     if not kept:
@@ -229,8 +232,7 @@ def _targets(
     left = [name for name in predictions.names if name not in labels]
     if left:
         notes.append(f"{count(len(left), 'prediction')} without a target left out ({shown(left)})")
-    targets = load_labels(path, label_column=label_column).rows
-    extra = len(targets) - len(found)
+    extra = len(table.rows) - len(found)
     if extra:
         notes.append(f"{count(extra, 'target')} without a prediction")
     return kept, [str(labels[predictions.names[i]]) for i in kept]

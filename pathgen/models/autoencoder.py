@@ -74,6 +74,8 @@ class Autoencoder(nn.Module):
         else:
             settings = config.settings or _settings(config)
             self.network = NETWORKS[config.kind](**settings)
+            if config.kind == "kl":
+                _start_certain(self.network)
         self.config = config
         channels = int(self.network.config["latent_channels"])
         self.latent_mean: Tensor
@@ -123,23 +125,26 @@ class Autoencoder(nn.Module):
             decoded = self.network.decode(self.network.encode(inputs).latents)
             outputs, extra = decoded.sample, decoded.commit_loss.mean()
         else:
-            outputs = self.network(inputs).sample
+            # Not the network's own forward: it rounds the latents to bytes, which has no gradient.
+            outputs = self.network.decode(self.network.encode(inputs).latents).sample
             extra = inputs.new_zeros(())
         return (outputs - inputs).abs().mean() + extra, (outputs + 1) / 2
 
     @torch.no_grad()
     def measure(self, batches: Iterable[Tensor]) -> None:
         """Set `latent_mean` and `latent_scale` from images (B, 3, S, S), in [0, 1]."""
-        count, total, squares = 0, 0.0, 0.0
+        count = 0
+        total = torch.zeros(len(self.latent_mean), dtype=torch.double)
+        squares = total.clone()
         for images in batches:
             raw = self._raw(images, None).double()
             count += raw[:, 0].numel()
-            total = total + raw.sum((0, 2, 3)).cpu()
-            squares = squares + raw.square().sum((0, 2, 3)).cpu()
+            total += raw.sum((0, 2, 3)).cpu()
+            squares += raw.square().sum((0, 2, 3)).cpu()
         if count < 2:
             raise ConfigError("no images to measure the latent scale on", where="autoencoder")
-        mean = cast(Tensor, total) / count
-        variance = cast(Tensor, squares) / count - mean.square()
+        mean = total / count
+        variance = squares / count - mean.square()
         # A dead channel keeps scale 1 instead of a huge one that would blow up its noise.
         scale = torch.where(variance > 1e-8, variance.clamp_min(1e-8).rsqrt(), 1.0)
         self.latent_mean.copy_(mean.view(-1, 1, 1))
@@ -157,6 +162,13 @@ def psnr(images: Tensor, reconstructions: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each image in dB: (B, 3, H, W) in [0, 1], twice -> (B,)."""
     error = (images - reconstructions.clamp(0, 1)).square().flatten(1).mean(1)
     return -10 * torch.log10(error.clamp_min(1e-10))
+
+
+def _start_certain(network: Any) -> None:
+    """Start with a posterior of std exp(-3): with std 1 noise hides the latents for long."""
+    layer = network.quant_conv or network.encoder.conv_out
+    with torch.no_grad():
+        layer.bias[len(layer.bias) // 2 :] -= 6.0  # second half: log variances
 
 
 def _draw(posterior: Any, generator: torch.Generator | None) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
@@ -66,7 +66,7 @@ class EmbeddingConditionedLDM(nn.Module):
         self.config = config
         down = ["CrossAttnDownBlock2D" if here else "DownBlock2D" for here in config.attention]
         up = ["CrossAttnUpBlock2D" if here else "UpBlock2D" for here in config.attention]
-        self.unet = UNet2DConditionModel(
+        self.unet: Any = UNet2DConditionModel(  # type: ignore[no-untyped-call]
             sample_size=config.latent_size,
             in_channels=config.latent_channels,
             out_channels=config.latent_channels,
@@ -120,13 +120,12 @@ class EmbeddingConditionedLDM(nn.Module):
         condition = self.condition(embeddings) * (kept >= self.config.condition_dropout)
         predicted = self.denoise(self.add_noise(latents, noise, times), times, condition)
         if self.config.prediction == "v":
-            # diffusers annotates IntTensor; it only indexes with the times.
-            noise = self.noise.get_velocity(latents, noise, times)  # type: ignore[arg-type]
+            noise = self.noise.get_velocity(latents, noise, times)
         return F.mse_loss(predicted.float(), noise.float())
 
     def add_noise(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
         """sqrt(a_t) latents + sqrt(1 - a_t) noise, with a_t the schedule's cumulative alpha."""
-        return cast(Tensor, self.noise.add_noise(latents, noise, times))  # type: ignore[arg-type]
+        return cast(Tensor, self.noise.add_noise(latents, noise, times))
 
     @torch.no_grad()
     def sample(
@@ -165,7 +164,7 @@ class EmbeddingConditionedLDM(nn.Module):
         scheduler.set_timesteps(steps)
         device = next(self.parameters()).device
         condition = self.condition(embeddings.to(device))
-        latents = starting_noise(seeds, self.latent_shape).to(device)
+        latents: Tensor = starting_noise(seeds, self.latent_shape).to(device)
         latents = latents * scheduler.init_noise_sigma
         for time in scheduler.timesteps:
             predicted = self._guided(latents, int(time), condition, guidance)
@@ -189,9 +188,9 @@ def starting_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
     return torch.stack(rows) if rows else torch.empty(0, *shape)
 
 
-def _scheduler(config: LDMConfig, sampler: Sampler) -> DDIMScheduler | DPMSolverMultistepScheduler:
+def _scheduler(config: LDMConfig, sampler: Sampler) -> Any:
     prediction = {"epsilon": "epsilon", "v": "v_prediction"}[config.prediction]
-    common = {
+    common: dict[str, Any] = {
         "num_train_timesteps": config.train_steps,
         "beta_start": config.beta_start,
         "beta_end": config.beta_end,
@@ -203,6 +202,10 @@ def _scheduler(config: LDMConfig, sampler: Sampler) -> DDIMScheduler | DPMSolver
         "timestep_spacing": "trailing",
     }
     if sampler == "dpm":
-        return DPMSolverMultistepScheduler(**common, final_sigmas_type="zero")
+        return DPMSolverMultistepScheduler(  # type: ignore[no-untyped-call]
+            **common, final_sigmas_type="zero"
+        )
     # set_alpha_to_one: the last step goes to the noise-free latent, not to the first noise level.
-    return DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=True)
+    return DDIMScheduler(  # type: ignore[no-untyped-call]
+        **common, clip_sample=False, set_alpha_to_one=True
+    )

@@ -85,7 +85,7 @@ def collect(folder: Path) -> Found:
 def _look(found: Found, place: Path, names: set[str]) -> None:
     if "slides.json" in names:
         found.tiles.append(place)
-    if "predictions.csv" in names:
+    if _is_mil(names):
         found.mil.append(place)
     elif _holds_stages(place):
         found.runs.append(place)
@@ -129,6 +129,12 @@ def _holds_features(found: Found, place: Path, names: set[str]) -> bool:
         return False
 
 
+def _is_mil(names: set[str]) -> bool:
+    """Also one that has not come to its predictions yet."""
+    folds = any(name.startswith("fold-") for name in names)
+    return "predictions.csv" in names or ("provenance.json" in names and folds)
+
+
 def _holds_stages(place: Path) -> bool:
     return any(_is_stage(place / stage) for stage in STAGES)
 
@@ -150,14 +156,14 @@ def _walk(
     here = [entry for entry in here if not entry.name.startswith((".", PREFIX))]
     names = {entry.name for entry in here}
     yield folder, names
-    holds_stages, is_mil = _holds_stages(folder), "predictions.csv" in names
+    holds_stages, is_mil = _holds_stages(folder), _is_mil(names)
     if depth == DEPTH or (_is_stage(folder) and not holds_stages and not is_mil):
         return
     for entry in here:
         if not entry.is_dir(follow_symlinks=False) or entry.name.endswith(".zarr"):
             continue
         spoken_for = (holds_stages and entry.name in STAGES) or (
-            is_mil and entry.name.startswith("fold")
+            is_mil and entry.name.startswith("fold-")
         )
         if entry.name not in _INNER and not spoken_for:
             yield from _walk(folder / entry.name, notes, depth + 1, f"{inside}{entry.name}/")

@@ -221,7 +221,7 @@ def picture(path: Path, width: int = 1100, quality: int = 90, sharp_below: int =
     content = _open(path)
     content.thumbnail((width, 8 * width), Pillow.Resampling.LANCZOS)
     data = io.BytesIO()
-    content.save(data, "PNG", optimize=True)
+    content.save(data, "PNG")
     if data.tell() <= sharp_below:
         return _embed(content, "png", data)
     return jpeg(content, quality)

@@ -243,7 +243,8 @@ def _probability(row: Mapping[str, str], name: str) -> float:
 
 def _fold_curves(section: Section, found: Found, folder: Path) -> None:
     curves, notes = {}, []
-    for place in sorted(path for path in folder.glob("fold*") if path.is_dir()):
+    folds = sorted(path for path in folder.glob("fold-*") if path.is_dir())
+    for place in folds or ([folder] if (folder / "log.jsonl").is_file() else []):
         try:
             log = read_log(place / "log.jsonl", found.root)
         except Unreadable as problem:

@@ -13,7 +13,9 @@ from typing import Any
 DASH = "–"
 
 #: A path from the root of a POSIX system or a Windows drive or share, up to its last part.
-_ABSOLUTE = re.compile(r"(?<![\w.~<:/\\])(?:/(?:[^\s/'\",;:]+/)+|(?:[A-Za-z]:|\\)\\(?:[^\s\\'\",;:]+\\)*)")
+_ABSOLUTE = re.compile(
+    r"(?<![\w.~<:/\\])(?:/(?:[^\s/'\",;:]+/)+|(?:[A-Za-z]:|\\)\\(?:[^\s\\'\",;:]+\\)*)"
+)
 
 
 class Scrubber:

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathgen.errors import StoreError
+from pathgen.stores.reading import FlatArray, SealedTable
 from pathgen.stores.seal import Array, dumps, unfinished
-from pathgen.stores.sealed import FlatArray, SealedTable, SealedWriter
+from pathgen.stores.writing import SealedWriter
 
 #: HDF5 1.10 (2016) and later read this; every piece of metadata in it has a checksum.
 _LIBVER = ("v110", "v110")
@@ -41,7 +42,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class Hdf5Table(SealedTable):
-    """Reads an HDF5 store. Files are never changed in place, so none is locked."""
+    """Reads an HDF5 store. Files are never changed in place, so no lock is needed."""
 
     _handle: h5py.File | None = None
 
@@ -92,7 +93,7 @@ class Hdf5Table(SealedTable):
 
 def _open(path: Path) -> h5py.File:
     try:
-        return h5py.File(path, "r", locking=False)
+        return _open_beside_others(path)
     except OSError as error:
         if "already open for write" in str(error):  # the mark a killed writer leaves
             raise unfinished(path) from error
@@ -101,6 +102,21 @@ def _open(path: Path) -> h5py.File:
                 "not a pathgen store", code="PG-O15", where=path, why="it is not an HDF5 file"
             ) from error
         raise
+
+
+def _open_beside_others(path: Path) -> h5py.File:
+    """Within one process HDF5 refuses a file that is open with another way of locking.
+
+    The first way is h5py's default, so that a user's own ``h5py.File(path)`` works beside ours;
+    the second is for file systems without locks; the third matches whoever asked for locks.
+    """
+    for locking in ("best-effort", False):
+        try:
+            return h5py.File(path, "r", locking=locking)
+        except OSError as error:
+            if "lock" not in str(error):
+                raise
+    return h5py.File(path, "r", locking=True)
 
 
 class Hdf5Writer(SealedWriter):
@@ -144,12 +160,14 @@ class Hdf5Writer(SealedWriter):
         self._sink.close()
 
     def _abandon(self) -> None:
+        """Also runs after `_finish`: h5py objects are to end here, not in some later collection."""
         if "_sink" not in self.__dict__:
             return
         self._sink.drop()
-        if "_file" in self.__dict__:
+        file = self.__dict__.pop("_file", None)
+        if file is not None:
             with suppress(OSError, RuntimeError):  # it goes on to be deleted
-                self._file.close()
+                file.close()
         self._sink.close()
 
     def _reopen(self, draft: Path) -> Hdf5Table:

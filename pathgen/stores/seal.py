@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pathgen.errors import StoreError
@@ -75,6 +76,11 @@ def arrays_of(name: str, column: Column) -> list[Array]:
         Array(f"{name}/length", "uint32", (), column.chunk),
         Array(f"{name}/crc32", "uint32", (), column.chunk),
     ]
+
+
+def raw_bytes(values: NDArray[Any]) -> memoryview:
+    """The bytes of an array in row order, as checksums take them."""
+    return memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
 
 
 def plain(value: Any) -> Any:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 from zarr.storage import LocalStore
 
+from pathgen.stores.reading import FlatArray, SealedTable
 from pathgen.stores.seal import Array, damaged
-from pathgen.stores.sealed import FlatArray, SealedTable, SealedWriter
+from pathgen.stores.writing import SealedWriter
 
 #: Most bytes one shard file holds; it is kept in memory and written once.
 SHARD = 64 * 1024 * 1024

@@ -25,7 +25,7 @@ def draw_thickness(
     if spec.folds and not spec.empty:
         lines = np.zeros(shape, np.float32)
         for _ in range(int(rng.integers(1, 4))):
-            np.maximum(lines, _stroke(rng, shape, depth, float(rng.uniform(14, 40)) / mpp, 0.35),
+            np.maximum(lines, _stroke(rng, shape, depth, float(rng.uniform(18, 55)) / mpp, 0.35),
                        out=lines)  # fmt: skip
         fold = (lines > 0.5) & (depth > 0)
         thickness += lines * float(rng.uniform(0.7, 1.2))
@@ -36,16 +36,19 @@ def _stroke(
     rng: np.random.Generator, shape: tuple[int, int], depth: Field, width: float, reach: float
 ) -> Field:
     """One curved stroke through tissue, as weights 0..1; `reach` is its length by the slide's."""
-    inside = np.flatnonzero(depth[::8, ::8] > 0)
-    columns = depth[::8, ::8].shape[1]
-    start = int(rng.choice(inside)) if len(inside) else int(columns * (depth.shape[0] // 16))
-    x, y = float(start % columns) * 8, float(start // columns) * 8
+    coarse = depth[::8, ::8]
+    columns = coarse.shape[1]
+    deep = np.flatnonzero(coarse > max(0.0, 0.3 * float(coarse.max())))
+    middle = int(rng.choice(deep)) if len(deep) else int(rng.integers(coarse.size))
     heading, step = rng.uniform(0, 2 * math.pi), reach * min(shape) / 24
-    points = [(x, y)]
-    for _ in range(24):
-        heading += rng.normal(0, 0.22)
-        x, y = x + step * math.cos(heading), y + step * math.sin(heading)
-        points.append((x, y))
+    points: list[tuple[float, float]] = []
+    for way in (math.pi, 0.0):  # from the middle to one end, then to the other
+        points.reverse()
+        x, y, turn = 8.0 * (middle % columns), 8.0 * (middle // columns), heading + way
+        for _ in range(12):
+            points.append((x, y))
+            turn += rng.normal(0, 0.22)
+            x, y = x + step * math.cos(turn), y + step * math.sin(turn)
     image = Image.new("L", (shape[1], shape[0]))
     draw = ImageDraw.Draw(image)
     draw.line(points, fill=255, width=max(int(width), 2), joint="curve")

@@ -39,7 +39,7 @@ def periodic(bank: Field, x: int, y: int, width: int, height: int) -> Field:
         return bank[y % side : y % side + height, x % side : x % side + width]
     rows = np.arange(y, y + height) % side
     columns = np.arange(x, x + width) % side
-    return bank[rows[:, None], columns[None, :]]
+    return np.asarray(bank[rows[:, None], columns[None, :]])
 
 
 def upsample(field: Field, scale: int, x: int, y: int, width: int, height: int) -> Field:

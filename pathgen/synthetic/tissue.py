@@ -217,7 +217,7 @@ def _zones(
     fat = None
     if spec.fat:
         pale = smooth(rng, shape, length) - np.minimum(depth, 300) / np.float32(200)
-        fat = _top(pale, depth > 0, float(rng.uniform(0.08, 0.16)))
+        fat = _top(np.asarray(pale, np.float32), depth > 0, float(rng.uniform(0.08, 0.16)))
         fat &= depth > 0
         free &= ~fat
     zones = np.zeros(shape, np.uint8)
@@ -258,9 +258,9 @@ def _sheets(rng: np.random.Generator, maps: Maps, zone: NDArray[np.bool_]) -> No
     maps.hematoxylin[closer] = (0.12 + 0.04 * tint + 0.02 * rng.standard_normal())[closer]
     maps.eosin[closer] = (0.28 + 0.05 * tint + 0.04 * rng.standard_normal())[closer]
     maps.outer[closer] = outer[closer]
-    if rng.random() < 0.5:  # comedonecrosis: eosin debris instead of cells
-        dead = closer & (outer < -26)
-        maps.lumen[dead] = np.maximum(outer[dead] + 26, -6)
+    if rng.random() < 0.35:  # comedonecrosis: eosin debris instead of cells
+        dead = closer & (outer < -32)
+        maps.lumen[dead] = np.maximum(outer[dead] + 32, -6)
         maps.fill[dead] = float(rng.uniform(0.2, 0.4))
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from pathgen.tiling.pool import Crashed, default_workers, run_all
 from pathgen.tiling.tiler import TileConfig, TileTask, row_of_store, tile_slide
 
 STORES = ("h5", "zarr")
+DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
 def tile(
@@ -62,18 +64,23 @@ def tile(
             commit.writable_folder(out)
             stack.enter_context(commit.lock(out))
             commit.sweep(out)
+            stack.push(_sweeper(out))
         rows = _finished(tasks, overwrite)
         kept = len(rows)
         if not plan:
             commit.write_text(out / "config.yaml", to_yaml(config))
         todo = [i for i in range(len(tasks)) if i not in rows]
         count = default_workers() if workers is None else workers
-        with progress.task("plan" if plan else "tile", len(tasks), kept) as bar:
-            for index, row, event in _work(tasks, todo, count):
+        with (
+            progress.task("plan" if plan else "tile", len(tasks), kept) as bar,
+            # Closed at once when anything stops the loop, so that no worker outlives it.
+            closing(_work(tasks, todo, count)) as results,
+        ):
+            for index, row, event in results:
                 rows[index] = row
                 if not plan:
                     _append_event(out, event)
-                bar.advance(note=row.slide if row.state != "failed" else f"{row.slide}: failed")
+                bar.advance(note=row.slide + (": failed" if row.state == "failed" else ""))
         report = TileReport(
             tuple(rows[i] for i in range(len(tasks))), out, ignored, planned=plan, kept=kept
         )
@@ -81,6 +88,16 @@ def tile(
             return replace(report, bytes=estimate(report, config)).without_stores()
         write_ledger(report)
         return replace(report, bytes=sum(map(_size, report.stores)))
+
+
+def _sweeper(out: Path) -> Callable[..., None]:
+    """At an exception: remove what stopped workers leave."""
+
+    def sweep(kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            commit.sweep(out)
+
+    return sweep
 
 
 def _work(
@@ -111,13 +128,12 @@ def _attempt(task: TileTask) -> tuple[LedgerRow, dict[str, Any]]:
         raise
     except PathgenError as error:
         row = _failed(task, error)
+    except OSError as error:
+        if error.errno in DISK_IS_FULL:
+            raise commit.storage_error(error, task.store) from error
+        row = _failed(task, _bug(task, error, event))
     except Exception as error:  # a bug or a library's: this slide fails, with the trace kept
-        event["traceback"] = traceback.format_exc()
-        wrapped = SlideError(
-            "slide could not be tiled", code="PG-S00", where=task.slide.name,
-            why=f"{type(error).__name__}: {error}", hint="details are in events.jsonl",
-        )  # fmt: skip
-        row = _failed(task, wrapped)
+        row = _failed(task, _bug(task, error, event))
     if not task.plan:
         # What other settings left must not be taken for this run's.
         stale = {f".{kind}" for kind in STORES} - (
@@ -127,6 +143,14 @@ def _attempt(task: TileTask) -> tuple[LedgerRow, dict[str, Any]]:
             commit.discard(task.out / f"{task.slide.name}{suffix}")
     event |= {"seconds": round(time.time() - start, 3), "state": row.state, "patches": row.patches}
     return row, event
+
+
+def _bug(task: TileTask, error: Exception, event: dict[str, Any]) -> SlideError:
+    event["traceback"] = traceback.format_exc()
+    return SlideError(
+        "slide could not be tiled", code="PG-S00", where=task.slide.name,
+        why=f"{type(error).__name__}: {error}", hint="details are in events.jsonl",
+    )  # fmt: skip
 
 
 def _failed(task: TileTask, error: PathgenError) -> LedgerRow:

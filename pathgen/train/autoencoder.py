@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -115,7 +115,7 @@ def _train(
         model, engine, weight_decay=optim.weight_decay, betas=optim.betas,
         clip_norm=optim.clip_norm, clip="global",
     )  # fmt: skip
-    parts = {"model": model.train(), "optimizer": optimizer}
+    parts: dict[str, Any] = {"model": model.train(), "optimizer": optimizer}
     with StopRequest() as stop:
         start = done = run.restore(**parts)
         loader = image_loader(

@@ -116,7 +116,7 @@ def train_ldm(
         model, engine, weight_decay=optim.weight_decay, betas=optim.betas,
         clip_norm=optim.clip_norm, clip="global",
     )  # fmt: skip
-    parts = {"model": model, "average": average, "optimizer": optimizer}
+    parts: dict[str, Any] = {"model": model, "average": average, "optimizer": optimizer}
 
     progress = progress or Silent()
     with lock(run.path), StopRequest() as stop:
