@@ -18,7 +18,6 @@ COHORT = ("width=2560", "height=2560", "grades=[0,2,5]")
 TILE = ("patch_size=128", "mpp=0.75")
 
 
-
 def run_demo(
     out: Path,
     *,
@@ -157,7 +156,7 @@ class _Steps:
                 coords = store.coords()
                 side = store.attrs["patch_size_level0"]
                 for (x, y), label in zip(coords, truth.patch_labels(coords, side), strict=True):
-                    if label >= 0 and truth.class_names[label] not in CLASSES_NOT_SCORED:
+                    if label >= 0:
                         rows.append((store.name, int(x), int(y), truth.class_names[label]))
         target = self.out / "slides" / "patch_labels.csv"
         with commit.draft(target) as temporary, temporary.open("w", newline="") as handle:

@@ -141,9 +141,9 @@ def test_workers_change_no_byte(slides: Path, tiled: Path, tmp_path: Path) -> No
 
 def test_other_settings_are_refused_by_name(slides: Path, tiled: Path) -> None:
     before = hashes(tiled)
-    with pytest.raises(ConfigError, match=r"PG-C04.*min_tissue was 0\.5 and is now 0\.7"):
+    with pytest.raises(ConfigError, match=r"PG-O19.*min_tissue was 0\.5 and is now 0\.7"):
         tile(slides, tiled, SMALL.model_copy(update={"min_tissue": 0.7}), workers=0)
-    with pytest.raises(ConfigError, match=r"PG-C04.*store was 'h5' and is now 'zarr'"):
+    with pytest.raises(ConfigError, match=r"PG-O19.*store was 'h5' and is now 'zarr'"):
         tile(slides, tiled, SMALL.model_copy(update={"store": "zarr"}), workers=0)
     assert hashes(tiled) == before
 

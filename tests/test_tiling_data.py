@@ -21,7 +21,7 @@ EXPECTED = {
     "TCGA-CR-7395-01A-01-TS1": "PG-S07",
     "boxes": "PG-S08",
     "boxes_0": "too_small",
-    "boxes_1": "too_small",
+    "boxes_1": "same_slide",
     "broken": "PG-S02",
     "camelyon_jpeg": "PG-S08",
     "crohn3_crop_dicom": "ok",

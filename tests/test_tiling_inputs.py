@@ -65,7 +65,15 @@ def test_a_folder_of_several_dicom_series_has_a_slide_for_each(tmp_path: Path) -
         body = b"\0" * 128 + b"DICM" + b"\x20\x00\x0e\x00UI\x04\x00" + uid
         (tmp_path / f"d/{name}.dcm").write_bytes(body)
     assert series_of(tmp_path / "d/a.dcm") == "1.2"
-    assert names(tmp_path) == ["d/a", "d/b"]
+    assert names(tmp_path) == names(tmp_path / "d") == ["d/a", "d/b"]
+
+
+def test_loose_instances_of_one_series_are_one_slide(tmp_path: Path) -> None:
+    touch(tmp_path, "readme.txt")
+    for name, uid in (("a", b"1.2\0"), ("b", b"1.3\0"), ("c", b"1.2\0")):
+        body = b"\0" * 128 + b"DICM" + b"\x20\x00\x0e\x00UI\x04\x00" + uid
+        (tmp_path / f"{name}.dcm").write_bytes(body)
+    assert {s.name: s.same_as for s in find_slides(tmp_path)[0]} == {"a": None, "b": None, "c": "a"}
 
 
 def test_its_own_output_is_no_input(tmp_path: Path) -> None:

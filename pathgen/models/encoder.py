@@ -96,7 +96,9 @@ class Encoder(nn.Module):
         """(B, 3, H, W) in [0, 1] -> (B, N, dim): the normed patch tokens, row by row."""
         features = cast(Any, self.backbone).forward_features(self._normalize(images))
         if features.ndim == 3:
-            return cast(Tensor, features[:, getattr(self.backbone, "num_prefix_tokens", 0) :])
+            patches = features[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
+            # A ViT that pools by averaging has its last norm here.
+            return cast(Tensor, getattr(self.backbone, "fc_norm", nn.Identity())(patches))
         if getattr(self.backbone, "output_fmt", "NCHW") == "NHWC":
             return cast(Tensor, features.flatten(1, 2))
         return cast(Tensor, features.flatten(2).transpose(1, 2))

@@ -19,7 +19,6 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup, escape
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
@@ -29,12 +28,13 @@ from PIL import ImageOps
 from pathgen.report.blocks import Image
 
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-INK, GRAY, PALE = "#222222", "#6b7280", "#d1d5db"
+LINES = (BLUE, ORANGE, GREEN, PURPLE)
+INK, GRAY = "#222222", "#6b7280"
 #: Inches across the page.
 WIDTH = 10.6
 #: Points a curve is drawn with; more cannot be told apart at this size.
 _POINTS = 400
-_STYLE = {
+_STYLE: Any = {
     "font.size": 9.0, "font.family": "sans-serif", "text.color": INK, "text.parse_math": False,
     "axes.edgecolor": GRAY, "axes.labelcolor": INK, "axes.linewidth": 0.7,
     "axes.titlesize": 9.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
@@ -53,32 +53,41 @@ class BadImage(Exception):
 # --- charts ----------------------------------------------------------------------------------
 
 
+Curve = tuple[ArrayLike, ArrayLike]
+
+
 def loss_curves(
-    curves: Mapping[str, tuple[ArrayLike, ArrayLike]], label: str = "loss", columns: int = 3
+    panels: Mapping[str, Curve | Mapping[str, Curve]],
+    columns: int = 3,
+    label: str = "loss",
+    unit: str = "step",
 ) -> Markup:
     """Small multiples: one panel a name, each with (steps, values) as they are and smoothed.
 
     Values that are not finite are gaps. The smooth line is a moving mean over a twentieth of the
-    logged steps.
+    logged steps. A panel may hold several named curves, which a legend tells apart.
     """
-    columns = max(1, min(columns, len(curves)))
-    rows = -(-len(curves) // columns)
+    columns = max(1, min(columns, len(panels)))
+    rows = -(-len(panels) // columns)
     with _drawing(WIDTH * min(columns, 2) / 2, rows * 2.2) as figure:
-        for place, (name, (steps, values)) in enumerate(curves.items(), 1):
+        for place, (name, content) in enumerate(panels.items(), 1):
             axes = figure.add_subplot(rows, columns, place)
-            x, y = np.asarray(steps, float), np.asarray(values, float)
-            axes.plot(*_thin(x, y), color=BLUE, alpha=0.3, linewidth=0.8)
-            axes.plot(*_thin(x, smooth(y)), color=BLUE, linewidth=1.6)
-            if np.isfinite(y).sum() == 1:
-                axes.plot(x, y, "o", color=BLUE, markersize=4)
-            axes.set_title(name)
-            axes.set_xlabel("step")
+            curves = content if isinstance(content, Mapping) else {"": content}
+            for (title, (steps, values)), color in zip(curves.items(), LINES, strict=False):
+                x, y = np.asarray(steps, float), np.asarray(values, float)
+                axes.plot(*_thin(x, y), color=color, alpha=0.3, linewidth=0.8)
+                axes.plot(*_thin(x, smooth(y)), color=color, linewidth=1.6, label=title)
+                if np.isfinite(y).sum() == 1:
+                    axes.plot(x, y, "o", color=color, markersize=4)
+            if len(curves) > 1:
+                axes.legend(fontsize=8)
+            axes.set(title=name, xlabel=unit)
             if (place - 1) % columns == 0:
                 axes.set_ylabel(label)
             axes.grid(axis="y")
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             axes.yaxis.set_major_locator(MaxNLocator(4))
-        return _svg(figure, f"{label} of {', '.join(curves)} by step")
+        return _svg(figure, f"{label} of {', '.join(panels)} by {unit}")
 
 
 def histograms(
@@ -119,7 +128,7 @@ def confusion(matrix: ArrayLike, classes: Sequence[str]) -> Markup:
     n = len(classes)
     side = min(6.5, max(2.2, 0.55 * n + 0.8))
     names = [_short(str(name), 18) for name in classes]
-    with _drawing(side + 1.6, side + 0.4) as figure:
+    with _drawing(side + 1.2, side + 0.4) as figure:
         axes = figure.add_subplot()
         cells = axes.pcolormesh(share, cmap="Blues", vmin=0, vmax=1, edgecolor="white")
         axes.set_aspect("equal")
@@ -183,16 +192,20 @@ def smooth(values: ArrayLike) -> NDArray[np.float64]:
     place = np.arange(len(y))
     first, last = np.maximum(place - half, 0), np.minimum(place + half + 1, len(y))
     count = counts[last] - counts[first]
-    return np.divide(
-        sums[last] - sums[first], count, out=np.full(len(y), math.nan), where=count > 0
-    )
+    mean = np.full(len(y), math.nan)
+    np.divide(sums[last] - sums[first], count, out=mean, where=count > 0)
+    return mean
 
 
 # --- pictures --------------------------------------------------------------------------------
 
 
 def contact_sheet(
-    images: NDArray[np.uint8], columns: int = 12, side: int = 96, gap: int = 3, quality: int = 82
+    images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8],
+    columns: int = 12,
+    side: int = 96,
+    gap: int = 3,
+    quality: int = 82,
 ) -> Image:
     """Images (n, H, W, 3) in rows of `columns`, each `side` pixels, as one JPEG."""
     if not len(images):
@@ -236,7 +249,7 @@ def jpeg(content: Pillow.Image, quality: int) -> Image:
 
 def _embed(content: Pillow.Image, kind: str, data: io.BytesIO) -> Image:
     text = base64.b64encode(data.getvalue()).decode()
-    return Image(Markup(f"data:image/{kind};base64,{text}"), *content.size)  # noqa: S704
+    return Image(Markup(f"data:image/{kind};base64,{text}"), *content.size)
 
 
 def _open(path: Path, draft: tuple[int, int] | None = None) -> Pillow.Image:
@@ -287,7 +300,7 @@ def _svg(figure: Figure, alt: str) -> Markup:
         f'style="width:100%;max-width:{round(width * 96)}px;height:auto;stroke-linejoin:round">'
     )
     body = re.sub(r"\s*\n\s*", "\n", text[text.index(">") + 1 :]).strip()
-    return Markup(opening + body)  # noqa: S704 - matplotlib escapes the names in it
+    return Markup(opening + body)  # matplotlib escapes the names in it
 
 
 def _thin(

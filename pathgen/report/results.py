@@ -242,7 +242,9 @@ def _probability(row: Mapping[str, str], name: str) -> float:
 
 
 def _fold_curves(section: Section, found: Found, folder: Path) -> None:
-    curves, notes = {}, []
+    """Training and validation loss, a panel a fold."""
+    panels: dict[str, dict[str, figures.Curve]] = {}
+    notes = []
     folds = sorted(path for path in folder.glob("fold-*") if path.is_dir())
     for place in folds or ([folder] if (folder / "log.jsonl").is_file() else []):
         try:
@@ -250,23 +252,26 @@ def _fold_curves(section: Section, found: Found, folder: Path) -> None:
         except Unreadable as problem:
             notes.append(Note(str(problem)))
             continue
+        curves: dict[str, figures.Curve] = {}
         for key, title in (("loss", "training"), ("valid_loss", "validation")):
             points = [(line["step"], as_float(line.get(key))) for line in log]
-            points = [point for point in points if point[1] is not None]
-            if points:
-                steps, values = zip(*points, strict=True)
-                curves[f"{place.name}, {title}"] = (steps, values)
-    if not curves and not notes:
+            known = [(step, value) for step, value in points if value is not None]
+            if known:
+                curves[title] = ([step for step, _ in known], [value for _, value in known])
+        if curves:
+            panels[place.name.replace("-", " ")] = curves
+        else:
+            notes.append(Note(f"{found.name(place)}/log.jsonl holds no loss."))
+    if not panels and not notes:
         return
     section.add(Heading("Training of each fold"), *notes)
-    if curves:
-        paired = any(name.endswith("validation") for name in curves)
+    if panels:
         section.add(
             Figure(
-                figures.loss_curves(curves, columns=2 if paired else 3),
+                figures.loss_curves(panels, unit="epoch"),
                 "Loss curves of the folds",
-                "Pale: as logged; dark: moving mean. A validation loss that turns up while the "
-                "training loss falls is overfitting; the head with the lowest is kept.",
+                "Pale: as logged; dark: its moving mean. A validation loss that turns up while the "
+                "training loss falls is overfitting; the head of the lowest one is kept.",
             )
         )
 

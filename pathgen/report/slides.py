@@ -78,7 +78,7 @@ def _counts(section: Section, ledger: Mapping[str, Any], rows: Sequence[Row]) ->
             f"tissue + {sums['dropped_stain']:,} with too little hematoxylin."
         )
     )
-    counted = {"slides": len(rows), **{state: states[state] for state in STATES}, **sums}
+    counted: dict[str, int] = {"slides": len(rows), **_of(states), **sums}
     said = ledger.get("counts")
     wrong = [n for n, v in counted.items() if not isinstance(said, Mapping) or said.get(n, v) != v]
     if wrong or sum(states[state] for state in STATES) != len(rows):
@@ -121,7 +121,7 @@ def _table(section: Section, rows: Sequence[Row]) -> None:
 
 
 def _gallery(section: Section, folder: Path, rows: Sequence[Row]) -> None:
-    chosen = list(rows)
+    chosen: Sequence[Row] = rows
     if len(rows) > CARDS:
         chosen = _troubled_first(rows, max(CARDS, min(CARDS_MOST, _troubled(rows) + CARDS // 2)))
     cards, problems = [], []
@@ -273,6 +273,10 @@ def _inside(folder: Path, name: str) -> Path | None:
     """The path a ledger names, unless it leads out of the ledger's folder."""
     path = (folder / name).resolve()
     return path if path.is_relative_to(folder.resolve()) else None
+
+
+def _of(states: Mapping[str, int]) -> dict[str, int]:
+    return {str(state): states[state] for state in STATES}
 
 
 def _state(row: Row) -> State:

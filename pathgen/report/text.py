@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-DASH = "–"
+DASH = "\N{EN DASH}"
 
 #: A path from the root of a POSIX system or a Windows drive or share, up to its last part.
 _ABSOLUTE = re.compile(

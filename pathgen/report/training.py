@@ -142,7 +142,8 @@ def _facts(stage: str, place: Path, metrics: Mapping[str, Any], found: Found) ->
 
 
 def _curves(section: Section, found: Found, stages: Iterable[tuple[str, Path]]) -> None:
-    notes, curves = [], {}
+    notes: list[Note] = []
+    curves: dict[str, figures.Curve] = {}
     for name, place in stages:
         try:
             log = read_log(place / "log.jsonl", found.root)

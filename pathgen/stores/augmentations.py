@@ -154,8 +154,9 @@ class _RowsByPatch:
     ) -> None:
         order = np.lexsort((rows, row, store))
         self.rows = rows[order]
-        self.stores = store[order]
-        self.sources = row[order]
+        # Of the type that is looked up: else each look-up would copy the column.
+        self.stores = store[order].astype(np.int64)
+        self.sources = row[order].astype(np.int64)
 
     def find(self, store: int, row: int) -> NDArray[np.int64]:
         first, last = np.searchsorted(self.stores, [store, store + 1])

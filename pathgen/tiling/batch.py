@@ -6,7 +6,7 @@ import errno
 import json
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +52,7 @@ def tile(
 
     Raises:
         NoInputError: PG-N01, nothing to tile.
-        ConfigError: PG-C04, `out` holds stores made with other settings.
+        ConfigError: PG-O19, `out` holds stores made with other settings.
         StorageError: PG-O01, PG-O03, `out` cannot be written.
         BusyError: PG-O06, another pathgen writes there.
     """
@@ -102,7 +102,7 @@ def _sweeper(out: Path) -> Callable[..., None]:
 
 def _work(
     tasks: Sequence[TileTask], todo: Sequence[int], workers: int
-) -> Iterator[tuple[int, LedgerRow, dict[str, Any]]]:
+) -> Generator[tuple[int, LedgerRow, dict[str, Any]], None, None]:
     chosen = [tasks[i] for i in todo]
     for at, result in run_all(_attempt, chosen, workers):
         task = chosen[at]
@@ -161,7 +161,7 @@ def _finished(tasks: Sequence[TileTask], overwrite: bool) -> dict[int, LedgerRow
     """Rows of slides whose store is there, whole, and what this run would make.
 
     Raises:
-        ConfigError: PG-C04, a store is whole but made with other settings.
+        ConfigError: PG-O19, a store is whole but made with other settings.
     """
     rows = {}
     for index, task in enumerate(tasks):
@@ -205,7 +205,7 @@ def _compare(task: TileTask, store: PatchStore, overwrite: bool) -> LedgerRow | 
     if key == "slide file":
         why = "the slide file is not the one it was made from"
     raise ConfigError(
-        "stores here were made with other settings", code="PG-C04", where=store.path, why=why,
+        "stores here were made with other settings", code="PG-O19", where=store.path, why=why,
         hint="make them anew with --overwrite, or choose another --out",
     )  # fmt: skip
 

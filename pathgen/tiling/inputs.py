@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 
@@ -37,6 +37,8 @@ class SlideInput:
     patient: str | None = None
     problem: PathgenError | None = None
     """known before the slide is opened, as for a listed file that is not there"""
+    same_as: str | None = None
+    """name of the input that this file is a part of: an instance of the same DICOM series"""
 
 
 @dataclass(frozen=True)
@@ -78,14 +80,14 @@ def find_slides(
             why=f"ignored: {passed}" if passed else "nothing is there",
             hint="give slide files, a folder of them, or a CSV with a column `slide`",
         )  # fmt: skip
-    slides = _named(list(unique.values()))
-    return sorted(slides, key=lambda slide: slide.name), dict(sorted(ignored.items()))
+    slides = sorted(_named(list(unique.values())), key=lambda slide: slide.name)
+    return _series_once(slides), dict(sorted(ignored.items()))
 
 
 def _expand(path: Path, ignored: Counter[str]) -> Iterator[_Found]:
     if path.is_dir():
         if _is_slide_folder(path):
-            yield _Found(path, path.parent)
+            yield from (_Found(slide, path.parent) for slide in _series(path))
         else:
             yield from _search(path, ignored)
     elif os.path.lexists(path):
@@ -187,10 +189,27 @@ def _series(folder: Path) -> list[Path]:
     return [folder] if len(first) == 1 else list(first.values())
 
 
+def _series_once(slides: list[SlideInput]) -> list[SlideInput]:
+    """OpenSlide reads a whole series whichever instance it is given: the first stands for all."""
+    first: dict[tuple[Path, str], str] = {}
+    result = []
+    for slide in slides:
+        if slide.path.suffix.lower() == ".dcm" and slide.path.is_file():
+            series = (slide.path.parent, series_of(slide.path) or slide.name)
+            owner = first.setdefault(series, slide.name)
+            if owner != slide.name:
+                slide = replace(slide, same_as=owner)
+        result.append(slide)
+    return result
+
+
 def series_of(path: Path) -> str | None:
     """SeriesInstanceUID (0020,000E) of an explicit little-endian DICOM file; None if not found."""
-    with path.open("rb") as handle:
-        head = handle.read(65536)
+    try:
+        with path.open("rb") as handle:
+            head = handle.read(65536)
+    except OSError:
+        return None  # opening it as a slide will say why
     if head[128:132] != b"DICM":
         return None
     at = head.find(b"\x20\x00\x0e\x00UI")

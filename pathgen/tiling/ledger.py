@@ -19,6 +19,7 @@ REASONS = {
     "ok": "patches were kept",
     "no_tissue": "no tissue found",
     "too_small": "smaller than one patch",
+    "same_slide": "another file of a slide that has a row of its own",
     "filtered": "tissue found, but no patch passed the filters",
 }
 
@@ -33,7 +34,7 @@ class LedgerRow:
     slide: str
     state: State
     reason: str
-    """``ok``, ``no_tissue``, ``too_small``, ``filtered``, or an error code"""
+    """``ok``, ``no_tissue``, ``too_small``, ``filtered``, ``same_slide``, or an error code"""
     message: str
     file: str
     candidates: int = 0

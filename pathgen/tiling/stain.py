@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 #: Optical density of each stain in red, green, blue: hematoxylin, eosin, DAB.
 STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
@@ -56,11 +57,9 @@ def score_factor(mpp: float) -> int:
 
 
 def _averaged(images: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
-    n, height, width, _ = images.shape
+    _, height, width, _ = images.shape
     factor = max(1, min(factor, height, width))
-    if factor == 1:
+    if factor == 1 or not len(images):
         return images
-    rows, columns = height // factor, width // factor
-    cut = images[:, : rows * factor, : columns * factor]
-    blocks = cut.reshape(n, rows, factor, columns, factor, 3)
-    return np.asarray(blocks.mean(axis=(2, 4), dtype=np.float32) + 0.5, np.uint8)
+    whole = (0, 0, width // factor * factor, height // factor * factor)
+    return np.stack([np.asarray(Image.fromarray(im).reduce(factor, whole)) for im in images])

@@ -55,7 +55,7 @@ class TileConfig(Config):
     mpp_tolerance: float = Field(default=NATIVE_TOLERANCE, ge=0, le=0.05)
     """a level this close to `mpp`, relative, is taken as it is; the rest is stored as mpp_error"""
     reader: str = "auto"
-    slide_mpp: float | None = Field(default=None, gt=0)
+    slide_mpp: float | None = Field(default=None, ge=0.05, le=10)
     """microns per level-0 pixel; wins over what the slides say, not over a CSV's column"""
     thumbnail_px: int = Field(default=1024, ge=64, le=8192)
     """longer side of the thumbnails"""
@@ -154,6 +154,9 @@ def tile_slide(task: TileTask) -> LedgerRow:
     if task.slide.problem:
         raise task.slide.problem
     path = task.slide.path
+    if task.slide.same_as:
+        message = f"another file of the DICOM series {task.slide.same_as}"
+        return LedgerRow(task.slide.name, "empty", "same_slide", message, path.name, **task.known)
     provenance = task.provenance()
     before = _stamp(path)
     with open_with(path, task.config.reader, task.scale) as slide:

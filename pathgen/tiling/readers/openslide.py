@@ -67,16 +67,15 @@ class OpenSlideReader(BaseReader):
         self, position: tuple[float, float], level: int, size: tuple[int, int]
     ) -> NDArray[np.uint8]:
         x, y = (round(v) for v in position)
-        rgba = np.asarray(self.handle.read_region((x, y), level, size))
-        return on_white(rgba)
+        image = self.handle.read_region((x, y), level, size)
+        if image.getchannel("A").getextrema() == (255, 255):
+            return np.asarray(image.convert("RGB"))
+        return on_white(np.asarray(image))
 
 
 def on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """RGB of straight-alpha RGBA, laid on white."""
-    alpha = rgba[..., 3:]
-    if alpha.min(initial=255) == 255:
-        return np.ascontiguousarray(rgba[..., :3])
-    share = alpha.astype(np.float32) / 255
+    share = rgba[..., 3:].astype(np.float32) / 255
     mixed = rgba[..., :3] * share + 255 * (1 - share)
     return np.asarray(mixed + 0.5, np.uint8)
 
