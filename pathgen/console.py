@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import typer
+
 from pathgen.errors import PathgenError
 from pathgen.progress import Progress, for_people
 
@@ -63,6 +65,8 @@ def guarded(command: Command) -> Command:
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(0) from None
+        except (typer.Exit, typer.Abort):
+            raise
         except Exception as error:  # a bug: keep the traceback, but say what to do with it
             traceback.print_exc()
             print(

@@ -51,10 +51,7 @@ class PathgenError(Exception):
     def __str__(self) -> str:
         place = f": {self.where!r}" if self.where is not None else ""
         parts = [f"{self.code} {self.what}{place}."]
-        parts += [text if text.endswith((".", "?")) else f"{text}." for text in (self.why,) if text]
-        parts += [
-            text if text.endswith((".", "?")) else f"{text}." for text in (self.hint,) if text
-        ]
+        parts += [_sentence(text) for text in (self.why, self.hint) if text]
         return " ".join(parts)
 
     def to_dict(self) -> dict[str, str | None]:
@@ -70,6 +67,10 @@ class PathgenError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         # Errors travel from worker processes; the keyword arguments must survive the trip.
         return _rebuild, (type(self), self.what, self.code, self.where, self.why, self.hint)
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + ("" if text.endswith((".", "?", "!")) else ".")
 
 
 def _rebuild(

@@ -13,5 +13,5 @@ def need(package: str, extra: str) -> None:
         raise MissingExtraError(
             f"this needs the package {package}",
             why="it is not installed",
-            hint=f'pip install "pathgen[{extra}]"',
+            hint=f'run: pip install "pathgen[{extra}]"',
         )

@@ -26,6 +26,7 @@ from pathgen.train.autoencoder import (
 )
 
 SMALL: dict[str, Any] = {"image_size": 32, "block_out_channels": (8, 8), "norm_groups": 4}
+#: A case is a kind, with what it needs beyond SMALL.
 KINDS = {"kl": SMALL, "vq": SMALL | {"codebook": 16}, "tiny": SMALL}
 
 
@@ -67,6 +68,15 @@ def test_shapes_and_ranges(kind: str) -> None:
     decoded = model.decode(latents * 50)  # far out, so that only clipping keeps the range
     assert decoded.shape == images.shape
     assert 0 <= float(decoded.detach().min()) <= float(decoded.detach().max()) <= 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_folded_pixels_come_back_in_their_places(kind: str) -> None:
+    model = small(kind, fold=4)
+    assert (model.downsample, model.latent_shape) == (8, (4, 4, 4))
+    images = torch.rand(2, 3, 32, 32)
+    assert model.decode(model.encode(images)).shape == images.shape
+    torch.testing.assert_close(model._unfold(model._fold(images)), images)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -198,6 +208,7 @@ def test_missing_pretrained_folder_is_said(tmp_path: Path) -> None:
     [
         {"image_size": 30, "block_out_channels": (32, 32, 32)},
         {"block_out_channels": (30, 60)},
+        {"image_size": 64, "fold": 32, "block_out_channels": (32, 32, 32)},
         {"kind": "tiny", "block_out_channels": (8, 16)},
         {"block_out_channels": ()},
         {"kind": "gan"},

@@ -47,11 +47,11 @@ def test_every_command_explains_itself(
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["info", "nowhere.svs"], 3, ["PG-", "nowhere.svs"]),
+        (["info", "nowhere.svs"], 4, ["PG-", "nowhere.svs"]),
         (["tile", "nowhere/", "-o", "OUT"], 4, ["PG-N01", "nowhere"]),
         (["tile", "EMPTY", "-o", "OUT"], 4, ["PG-N01"]),
         (["tile", "EMPTY", "-o", "OUT", "--set", "patchsize=3"], 2, ["patchsize", "patch_size"]),
-        (["tile", "EMPTY", "-o", "FILE"], 7, ["PG-O01", "not a folder"]),
+        (["tile", "SLIDE", "-o", "FILE"], 7, ["PG-O01", "not a folder"]),
         (["pretrain", "EMPTY", "-o", "OUT"], 4, ["PG-N01"]),
         (["pretrain", "EMPTY", "-o", "OUT", "--recipe", "tinny"], 2, ["PG-C02", "'tiny'"]),
         (["pretrain", "EMPTY", "-o", "OUT", "--stages", "dyno"], 2, ["PG-C03", "dyno"]),
@@ -64,14 +64,15 @@ def test_every_command_explains_itself(
 def test_mistakes_get_one_clear_message(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
+    slide: Path,
     arguments: list[str],
     code: int,
     words: list[str],
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
-    places = {"EMPTY": "empty", "OUT": "out", "FILE": "file"}
-    given = [str(tmp_path / places[a]) if a in places else a for a in arguments]
+    places = {"EMPTY": tmp_path / "empty", "OUT": tmp_path / "out", "FILE": tmp_path / "file"}
+    given = [str({**places, "SLIDE": slide}.get(word, word)) for word in arguments]
     found, out, err = run(capsys, *given)
     assert found == code, err
     assert "Traceback" not in err
@@ -92,7 +93,7 @@ def test_info_prints_and_can_be_parsed(capsys: pytest.CaptureFixture[str], slide
     assert "aperio" in out
     code, out, _ = run(capsys, "info", slide, "--json")
     facts = json.loads(out)
-    assert facts["mpp"] == pytest.approx(0.5)
+    assert facts["mpp_x"] == pytest.approx(0.5)
 
 
 def test_tile_says_where_and_what_next_and_does_nothing_twice(

@@ -27,7 +27,8 @@ def test_every_error_code_is_documented_and_every_documented_one_exists() -> Non
 def test_every_command_in_the_readme_parses() -> None:
     group = typer.main.get_command(app)
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    lines = [line for line in text.splitlines() if line.startswith("pathgen ")]
+    blocks = "".join(re.findall(r"```\n(.*?)```", text, re.DOTALL))
+    lines = [line for line in blocks.splitlines() if line.startswith("pathgen ")]
     assert len(lines) >= 5
     for line in lines:
         _, name, *rest = line.split()

@@ -437,7 +437,7 @@ def test_a_size_that_does_not_fit_is_named(
 ) -> None:
     config = train_config(model={**SMALL, setting: value})
     run = Run.start(tmp_path / "run", "ldm", config, {})
-    with pytest.raises(ConfigError, match=f"set ldm.model.{setting}="):
+    with pytest.raises(ConfigError, match=f"(?i)set ldm.model.{setting}="):
         train_ldm(
             config, [patches], [feature_store(tmp_path / "f.h5", patches)], autoencoder(), run
         )

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pathgen.errors import ConfigError, NoInputError, StorageError
+from pathgen.errors import NoInputError, StorageError
 from pathgen.provenance import Provenance, environment
 from pathgen.report import figures, write_report
 from pathgen.report.collect import Unreadable, collect, read_log, spread
@@ -454,7 +454,7 @@ def test_nothing_to_report_on_is_said(tmp_path: Path) -> None:
 
 
 def test_an_output_that_cannot_be_written_is_said(study: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="output is a folder"):
+    with pytest.raises(StorageError, match="output is a folder"):
         write_report(study, tmp_path)
     put(tmp_path / "file", "")
     with pytest.raises(StorageError):
@@ -651,6 +651,15 @@ def test_a_picture_leaves_its_text_chunks_behind(tmp_path: Path) -> None:
 )
 def test_absolute_paths_lose_their_folders(tmp_path: Path, text: str, clean: str) -> None:
     assert Scrubber(tmp_path)(text) == clean
+
+
+def test_the_host_goes_and_plain_words_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "node17")
+    assert Scrubber(tmp_path)("ran on node17, node171") == "ran on (host), node171"
+    monkeypatch.setattr(socket, "gethostname", lambda: "pathgen")
+    assert Scrubber(tmp_path)("pathgen tile") == "pathgen tile"
 
 
 @given(st.lists(st.integers()), st.integers(1, 50))

@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pathgen.config import Config
 from pathgen.errors import ConfigError
@@ -22,13 +23,16 @@ _KINDS: Mapping[str, Kind] = {network.__name__: kind for kind, network in NETWOR
 
 
 class AutoencoderConfig(Config):
-    """One of diffusers' autoencoders. With n widths the latent is 2**(n-1) times smaller."""
+    """One of diffusers' autoencoders. With n widths the latent is fold * 2**(n-1) times smaller."""
 
     kind: Kind = "kl"
     """kl: variational, smooth latents. vq: a codebook, the paper's VQ-f4. tiny: plain and fast."""
     image_size: int = Field(default=256, ge=8)
     latent_channels: int = Field(default=4, ge=1)
     block_out_channels: tuple[int, ...] = (64, 128, 256)
+    fold: int = Field(default=1, ge=1)
+    """Squares of fold x fold pixels enter as channels: no convolution at full size, and so much
+    less work, for somewhat coarser pictures."""
     layers_per_block: int = Field(default=1, ge=1)
     norm_groups: int = Field(default=32, ge=1)
     mid_attention: bool = False
@@ -52,8 +56,8 @@ class AutoencoderConfig(Config):
             raise ValueError("a tiny autoencoder has one width: make block_out_channels equal")
         if self.kind != "tiny" and any(c % self.norm_groups for c in self.block_out_channels):
             raise ValueError("norm_groups must divide every one of block_out_channels")
-        if self.image_size % 2 ** (len(self.block_out_channels) - 1):
-            raise ValueError("image_size must be divisible by 2 ** (len(block_out_channels) - 1)")
+        if self.image_size % (self.fold * 2 ** (len(self.block_out_channels) - 1)):
+            raise ValueError("image_size must be a multiple of fold * 2 ** (widths - 1)")
         return self
 
 
@@ -86,7 +90,8 @@ class Autoencoder(nn.Module):
     @property
     def downsample(self) -> int:
         """Image pixels along one side of a latent pixel."""
-        return cast(int, 2 ** (_depth(self.config.kind, self.network.config) - 1))
+        depth = _depth(self.config.kind, self.network.config)
+        return cast(int, self.config.fold * 2 ** (depth - 1))
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -104,8 +109,7 @@ class Autoencoder(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """(B, C, S/f, S/f) -> images (B, 3, S, S), clipped to [0, 1]."""
         raw = latents / self.latent_scale + self.latent_mean
-        images = self.network.decode(raw).sample
-        return cast(Tensor, ((images + 1) / 2).clamp(0, 1))
+        return self._unfold(self.network.decode(raw).sample).clamp(0, 1)
 
     def loss(
         self, images: Tensor, generator: torch.Generator | None = None
@@ -116,7 +120,7 @@ class Autoencoder(nn.Module):
         value (kl) or the codebook's commitment loss (vq). No perceptual network: that would
         bring in weights trained on other data.
         """
-        inputs = images * 2 - 1
+        inputs = self._fold(images)
         if self.config.kind == "kl":
             posterior = self.network.encode(inputs).latent_dist
             outputs = self.network.decode(_draw(posterior, generator)).sample
@@ -128,7 +132,7 @@ class Autoencoder(nn.Module):
             # Not the network's own forward: it rounds the latents to bytes, which has no gradient.
             outputs = self.network.decode(self.network.encode(inputs).latents).sample
             extra = inputs.new_zeros(())
-        return (outputs - inputs).abs().mean() + extra, (outputs + 1) / 2
+        return (outputs - inputs).abs().mean() + extra, self._unfold(outputs)
 
     @torch.no_grad()
     def measure(self, batches: Iterable[Tensor]) -> None:
@@ -150,8 +154,16 @@ class Autoencoder(nn.Module):
         self.latent_mean.copy_(mean.view(-1, 1, 1))
         self.latent_scale.copy_(scale.view(-1, 1, 1))
 
+    def _fold(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) in [0, 1] -> what the network takes, in [-1, 1]."""
+        return F.pixel_unshuffle(images * 2 - 1, self.config.fold)
+
+    def _unfold(self, outputs: Tensor) -> Tensor:
+        """What the network gives -> (B, 3, S, S), [0, 1] where it is right."""
+        return (F.pixel_shuffle(outputs, self.config.fold) + 1) / 2
+
     def _raw(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
-        encoded = self.network.encode(images * 2 - 1)
+        encoded = self.network.encode(self._fold(images))
         if self.config.kind == "kl":
             posterior = encoded.latent_dist
             return posterior.mode() if generator is None else _draw(posterior, generator)
@@ -185,16 +197,22 @@ def _noise_like(tensor: Tensor, generator: torch.Generator | None) -> Tensor:
 def _settings(config: AutoencoderConfig) -> dict[str, Any]:
     """What the diffusers class is to be called with."""
     widths, depth = config.block_out_channels, len(config.block_out_channels)
+    channels = 3 * config.fold**2
     if config.kind == "tiny":
         blocks = config.layers_per_block
+        few = 1 if config.fold == 1 else blocks  # at full size a block costs most
         return {
+            "in_channels": channels,
+            "out_channels": channels,
             "encoder_block_out_channels": widths,
             "decoder_block_out_channels": widths,
-            "num_encoder_blocks": (1, *[blocks] * (depth - 1)),
-            "num_decoder_blocks": (*[blocks] * (depth - 1), 1),
+            "num_encoder_blocks": (few, *[blocks] * (depth - 1)),
+            "num_decoder_blocks": (*[blocks] * (depth - 1), few),
             "latent_channels": config.latent_channels,
         }
     common = {
+        "in_channels": channels,
+        "out_channels": channels,
         "down_block_types": ("DownEncoderBlock2D",) * depth,
         "up_block_types": ("UpDecoderBlock2D",) * depth,
         "block_out_channels": widths,
@@ -252,6 +270,12 @@ def _load_pretrained(config: AutoencoderConfig) -> tuple[AutoencoderConfig, Any]
     known = inspect.signature(NETWORKS[kind].__init__).parameters
     settings = {key: value for key, value in network.config.items() if key in known}
     downsample = 2 ** (_depth(kind, settings) - 1)
+    if config.fold > 1 or settings["in_channels"] != 3:
+        raise ConfigError(
+            "pretrained autoencoders take plain images", where="autoencoder.model.fold",
+            why=f"fold is {config.fold}, the weights take {settings['in_channels']} channels",
+            hint="set autoencoder.model.fold=1",
+        )  # fmt: skip
     if config.image_size % downsample:
         raise ConfigError(
             "image_size does not fit the pretrained autoencoder",

@@ -81,6 +81,11 @@ class DinoLoss(nn.Module):
         return ((_full(logits.detach()) - self.center) / temperature).softmax(-1)
 
     @torch.no_grad()
+    def start_center(self, teacher: Sequence[Tensor]) -> None:
+        """Put the center at the mean of these logits, as if it had always seen such batches."""
+        self.center.copy_(torch.cat(list(teacher)).float().mean(0))
+
+    @torch.no_grad()
     def update_center(self, teacher: Sequence[Tensor]) -> None:
         """Once a step, from the ordinary global views alone: blends would count sources twice."""
         batch = _full(torch.cat(list(teacher))).mean(0)

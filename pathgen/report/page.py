@@ -13,7 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from pathgen import __version__, commit
-from pathgen.errors import ConfigError
+from pathgen.errors import StorageError
 from pathgen.progress import Progress, Silent
 from pathgen.report.blocks import Code, Note, Section, Text
 from pathgen.report.collect import Found, Unreadable, collect, read_json, read_object
@@ -40,15 +40,12 @@ def write_report(folder: Path, out: Path | None = None, *, progress: Progress = 
 
     Raises:
         NoInputError: PG-N01, no such folder or nothing of pathgen's in it.
-        ConfigError: PG-C02, `out` is a folder.
-        StorageError: PG-O01, PG-O03, `out` cannot be written.
+        StorageError: PG-O01, PG-O03, `out` is a folder or cannot be written.
     """
     folder = Path(folder)
     out = folder / "report.html" if out is None else Path(out)
     if out.is_dir():
-        raise ConfigError(
-            "output is a folder", code="PG-C02", where=out, hint="name a file, as report.html"
-        )
+        raise StorageError("output is a folder", where=out, hint="name a file, as report.html")
     found = collect(folder)
     sections = build_sections(found, progress)
     html = render(found, sections)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import math
 import re
 import socket
@@ -19,30 +18,24 @@ _ABSOLUTE = re.compile(
 
 
 class Scrubber:
-    """Takes out of a text where it was made: absolute paths, the home folder, the host's name."""
+    """Takes out of a text where it was made: absolute paths, the home folder, the host's name.
+
+    User names stand in paths and go with them. A host whose name is a plain word, as "demo", is
+    left alone: that word means something else on the page.
+    """
 
     def __init__(self, root: Path) -> None:
         self._places = [(f"{root.resolve()}/", ""), (f"{Path.home()}/", "~/")]
-        names = {socket.gethostname(), _user()} - {"", "localhost", "root", "user"}
-        self._names = [
-            re.compile(rf"(?<![\w.-]){re.escape(name)}(?![\w-])") for name in names if len(name) > 2
-        ]
+        host = re.escape(socket.gethostname())
+        telling = re.search(r"\d", host) and len(host) > 3
+        self._host = re.compile(rf"(?<![\w.-]){host}(?![\w-])") if telling else None
 
     def __call__(self, text: str) -> str:
         for place, instead in self._places:
             if len(place) > 1:
                 text = text.replace(place, instead)
         text = _ABSOLUTE.sub("", text)
-        for name in self._names:
-            text = name.sub("…", text)
-        return text
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):  # no entry for this user id
-        return ""
+        return self._host.sub("(host)", text) if self._host else text
 
 
 def as_float(value: Any) -> float | None:

@@ -142,7 +142,7 @@ def _check_version(path: Path, version: Any) -> None:
         raise StoreError(
             "store needs a newer pathgen", code="PG-O12", where=path,
             why=f"its format is {version}; this pathgen reads {FORMAT_VERSION}",
-            hint="pip install -U pathgen",
+            hint="run: pip install -U pathgen",
         )  # fmt: skip
 
 

@@ -150,7 +150,7 @@ def open_store(path: Path | str) -> Store:
     if kind not in _KINDS:
         raise StoreError(
             f"store of unknown kind {kind!r}", code="PG-O16", where=path,
-            why=f"known: {', '.join(_KINDS)}", hint="pip install -U pathgen",
+            why=f"known: {', '.join(_KINDS)}", hint="run: pip install -U pathgen",
         )  # fmt: skip
     module, name = _KINDS[kind]
     build: Callable[[Table], Store] = getattr(import_module(module), name)

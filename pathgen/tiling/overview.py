@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 from pathgen.errors import SlideError
 from pathgen.tiling.slide import SlideReader
@@ -151,12 +151,14 @@ def draw_thumbnail(
     picture = Image.fromarray(pixels)
     picture.thumbnail((longest, longest), Image.Resampling.BOX)
     grow = picture.width / (pixels.shape[1] * step)
-    outline = _outline(mask, picture.size)
-    picture.paste((0, 90, 200), mask=Image.fromarray(outline))
+    pen = max(1, round(max(picture.size) / 340))  # still seen when it is shown at a third
+    outline = Image.fromarray(_outline(mask, picture.size))
+    picture.paste((0, 90, 200), mask=outline.filter(ImageFilter.MaxFilter(pen | 1)))
     grid = ImageDraw.Draw(picture, "RGBA")
+    thin = max(1, min(pen, round(min(side) * grow / 12)))  # small squares stay open
     for x, y in (coords - (x0, y0)) * grow:
         corner = (x + side[0] * grow, y + side[1] * grow)
-        grid.rectangle((x, y, *corner), outline=(0, 150, 60, 160))
+        grid.rectangle((x, y, *corner), outline=(0, 130, 50, 190), width=thin)
     return picture
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -51,6 +51,8 @@ class DinoConfig(Config):
     warmup_teacher_temperature: float = Field(default=0.04, gt=0)
     warmup_teacher_epochs: int = Field(default=0, ge=0)
     center_momentum: float = Field(default=0.9, ge=0, le=1)
+    center_start: Literal["zero", "first_batch"] = "zero"
+    """zero, as published; first_batch spares short runs the steps until the center has caught up"""
     freeze_last_layer_epochs: float = Field(default=1, ge=0)
     disentangle_weight: float = Field(default=1.0, ge=0)
     """lambda in L_DINO + lambda * L_disentangle"""
@@ -151,6 +153,9 @@ def train_dino(
                 frozen = pair.last_layer if step < config.freeze_last_layer_epochs * epoch else []
 
                 engine.at_step(step)
+                if step == 0 and config.center_start == "first_batch":
+                    with engine.autocast():
+                        loss.start_center(pair.teacher(_to(views, engine.device).global_crops))
                 with engine.autocast():
                     terms = dino_loss(
                         pair, loss, _to(views, engine.device), temperature,
