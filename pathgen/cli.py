@@ -100,8 +100,8 @@ def tile(
     verbose: Verbose = False,
 ) -> None:
     """Cut slides into stain-filtered patches at an exact scale, one store a slide."""
-    from pathgen.config import load_config, merge, parse_overrides, read_yaml
     from pathgen.config import build as build_config
+    from pathgen.config import merge, parse_overrides, read_yaml
     from pathgen.tiling import TileConfig
     from pathgen.tiling import tile as tile_slides
 
@@ -188,7 +188,7 @@ def pretrain(
         workers=workers, overwrite=overwrite or not resume, progress=talk.progress,
     )  # fmt: skip
     talk.result(
-        {"out": out, "stages": {name: path for name, path in result.stages.items()}},
+        {"out": out, "stages": dict(result.stages)},
         f"{len(result.stages)} of {len(flow.STAGES)} stages are finished in {shown(out)}.",
         f"pathgen extract-features {shown(stores[0])} --encoder {shown(out)} -o features/",
     )

@@ -25,7 +25,7 @@ class Config(BaseModel):
 C = TypeVar("C", bound=Config)
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
+class _UniqueKeyLoader(yaml.SafeLoader):  # type: ignore[misc]
     """YAML lets a repeated key win silently; here it is an error."""
 
 
@@ -41,7 +41,8 @@ def _mapping_without_repeats(loader: _UniqueKeyLoader, node: yaml.MappingNode) -
                 hint="keep one of them",
             )
         seen.add(key)
-    return loader.construct_mapping(node, deep=True)
+    mapping: dict[Any, Any] = loader.construct_mapping(node, deep=True)
+    return mapping
 
 
 _UniqueKeyLoader.add_constructor(
@@ -77,7 +78,8 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
 
 def to_yaml(config: Config) -> str:
     """The whole config, every default written out."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return text
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

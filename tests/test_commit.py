@@ -67,9 +67,12 @@ def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
 def test_a_full_disk_is_said_so(tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full on this system")
-    with pytest.raises(StorageError, match=r"PG-O03 no space left"), commit.draft(tmp_path / "a"):
-        with open("/dev/full", "wb", buffering=0) as full:
-            full.write(b"x" * 10)
+    with (
+        pytest.raises(StorageError, match=r"PG-O03 no space left"),
+        commit.draft(tmp_path / "a"),
+        open("/dev/full", "wb", buffering=0) as full,
+    ):
+        full.write(b"x" * 10)
 
 
 def test_one_folder_one_writer(tmp_path: Path) -> None:
