@@ -13,7 +13,7 @@ from pydantic import Field
 from pathgen import commit
 from pathgen.config import Config
 from pathgen.data.loading import Steps, stream
-from pathgen.data.sources import PatchSource, classes_of, labels_of
+from pathgen.data.sources import PatchSource, classes_of, labels_of, opened
 from pathgen.errors import (
     ConfigError,
     DataError,
@@ -67,7 +67,7 @@ class PatchEncoder(Protocol):
 
 def extract_features(
     encoder: PatchEncoder,
-    sources: Sequence[PatchSource],
+    patches: PatchSource | Path | str | Sequence[PatchSource | Path | str],
     out: Path | str,
     config: ExtractConfig | None = None,
     *,
@@ -79,12 +79,18 @@ def extract_features(
     A finished store of the same patches, encoder and type is kept, so that a broken-off run
     goes on with the next source. A patch store without patches gives a store without features.
 
+    Args:
+        encoder: from `load_encoder`, or anything with `dim`, `id` and `encode`.
+        patches: patch stores or image folders, opened or as paths.
+        out: folder for the stores.
+
     Raises:
         NoInputError: no sources. DataError: two sources of one name (PG-D05), or the encoder
         gives vectors of another length or with nan or infinity (PG-D06).
         StoreError: PG-O18, another store has the name of an output.
     """
     config, progress, out = config or ExtractConfig(), progress or Silent(), Path(out)
+    sources = opened(patches)
     if not sources:
         raise NoInputError("no patches to encode", hint="name patch stores or an image folder")
     facts = encoder_facts(encoder)

@@ -4,7 +4,8 @@ Networks are built on torch's meta device, so nothing is allocated. FLOPs are co
 `torch.utils.flop_counter` over real forward passes of those networks (a multiply-add counts as
 two, matrix products, convolutions and attention only), and backward is taken as twice forward.
 Memory is weights + gradients + AdamW's two moments + averaged copies, plus what autograd keeps
-of one forward pass at the recipe's batch size in fp32: an upper bound for mixed precision.
+of one forward pass at the recipe's batch size, in fp32 and with whole attention matrices: an upper
+bound for mixed precision and fused attention.
 """
 
 from __future__ import annotations
@@ -50,28 +51,44 @@ def plan_pretrain(config: PretrainConfig, images: int, stages: Sequence[str]) ->
 
 @dataclass(frozen=True)
 class _Cost:
+    """FLOPs of one image forward; bytes kept for each image, and once for a batch."""
+
     flops: float
     saved_bytes: int
+    fixed_bytes: int = 0
 
 
-def _forward(call: Callable[[], Tensor]) -> _Cost:
-    """FLOPs of one call, and the bytes autograd keeps for its backward pass."""
+def _forward(call: Callable[[int], Tensor], *modules: nn.Module) -> _Cost:
+    """What `call(batch size)` costs; the weights of `modules` are not counted as kept."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    kept = 0
+    with FlopCounterMode(display=False) as counter:
+        call(1)
+    one, two = (_kept(call, batch, modules) for batch in (1, 2))
+    return _Cost(float(counter.get_total_flops()), two - one, 2 * one - two)
+
+
+def _kept(call: Callable[[int], Tensor], batch: int, modules: Sequence[nn.Module]) -> int:
+    """Bytes that autograd keeps until the backward pass."""
+    known = {_storage(weight) for module in modules for weight in module.parameters()}
+    kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        nonlocal kept
-        if not isinstance(tensor, nn.Parameter):
-            kept += tensor.numel() * tensor.element_size()
+        if _storage(tensor) not in known:  # a transposed weight is still that weight
+            kept[_storage(tensor)] = tensor  # several operations keep the same tensor
         return tensor
 
-    with (
-        FlopCounterMode(display=False) as counter,
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-    ):
-        call()
-    return _Cost(float(counter.get_total_flops()), kept)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        call(batch)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _images(n: int, side: int, channels: int = 3) -> Tensor:
+    return torch.empty(n, channels, side, side, device="meta")
 
 
 def _weights(module: nn.Module) -> int:
@@ -85,10 +102,10 @@ def _dino(stage: str, config: DinoConfig, images: int, *, blend: bool) -> StageP
     with torch.device("meta"):
         encoder = Encoder(config.encoder)
         head = DinoHead(encoder.dim, config.head)
-        global_views = torch.empty(1, 3, config.views.global_size, config.views.global_size)
-        local_views = torch.empty(1, 3, config.views.local_size, config.views.local_size)
-    large = _forward(lambda: head(encoder(global_views)))
-    small = _forward(lambda: head(encoder(local_views)))
+    large, small = (
+        _forward(lambda n, side=side: head(encoder(_images(n, side))), encoder, head)  # type: ignore[misc]
+        for side in (config.views.global_size, config.views.local_size)
+    )
     locals_ = config.views.local_crops
     # Gen-DINO adds one student view (the interpolated image) and one teacher view (its secondary).
     student_globals, teacher_globals = (3, 3) if blend else (2, 2)
@@ -97,10 +114,12 @@ def _dino(stage: str, config: DinoConfig, images: int, *, blend: bool) -> StageP
     steps = total_steps(config.optim, images)
     weights = _weights(encoder) + _weights(head)
     saved = student_globals * large.saved_bytes + locals_ * small.saved_bytes
+    # Views of one size go through together.
+    fixed = large.fixed_bytes + (small.fixed_bytes if locals_ else 0)
     batch = config.optim.batch_size
     # student: weights, gradients, two moments; teacher: weights
     return StagePlan(stage, steps, batch, weights, per_image * batch * steps,
-                     weights * 4 * 5 + saved * batch)  # fmt: skip
+                     weights * 4 * 5 + fixed + saved * batch)  # fmt: skip
 
 
 def _autoencoder(config: PretrainConfig, images: int) -> StagePlan:
@@ -112,12 +131,11 @@ def _autoencoder(config: PretrainConfig, images: int) -> StagePlan:
     side = settings.model.image_size
     with torch.device("meta"):
         model = Autoencoder(settings.model)
-        picture = torch.empty(1, 3, side, side)
-    cost = _forward(lambda: model.decode(model.encode(picture)))
+    cost = _forward(lambda n: model.decode(model.encode(_images(n, side))), model)
     steps, batch = total_steps(settings.optim, images), settings.optim.batch_size
     weights = _weights(model)
     return StagePlan("autoencoder", steps, batch, weights, 3 * cost.flops * batch * steps,
-                     weights * 4 * 4 + cost.saved_bytes * batch)  # fmt: skip
+                     weights * 4 * 4 + cost.fixed_bytes + cost.saved_bytes * batch)  # fmt: skip
 
 
 def _ldm_cost(config: PretrainConfig) -> tuple[int, _Cost]:
@@ -126,18 +144,20 @@ def _ldm_cost(config: PretrainConfig) -> tuple[int, _Cost]:
     settings = config.ldm.model
     with torch.device("meta"):
         model = EmbeddingConditionedLDM(settings)
-        latents = torch.empty(1, settings.latent_channels, settings.latent_size,
-                              settings.latent_size)  # fmt: skip
-        embeddings = torch.empty(1, settings.embedding_dim)
-        times = torch.zeros(1, dtype=torch.long)
-    return _weights(model), _forward(lambda: model.denoise(latents, times, embeddings))
+
+    def denoise(n: int) -> Tensor:
+        latents = _images(n, settings.latent_size, settings.latent_channels)
+        embeddings = torch.empty(n, settings.embedding_dim, device="meta")
+        return model.denoise(latents, torch.zeros(n, dtype=torch.long, device="meta"), embeddings)
+
+    return _weights(model), _forward(denoise, model)
 
 
 def _ldm(config: PretrainConfig, images: int) -> StagePlan:
     weights, cost = _ldm_cost(config)
     steps, batch = total_steps(config.ldm.optim, images), config.ldm.optim.batch_size
     return StagePlan("ldm", steps, batch, weights, 3 * cost.flops * batch * steps,
-                     weights * 4 * 5 + cost.saved_bytes * batch)  # fmt: skip
+                     weights * 4 * 5 + cost.fixed_bytes + cost.saved_bytes * batch)  # fmt: skip
 
 
 def _augment(config: PretrainConfig, images: int) -> StagePlan:

@@ -55,7 +55,7 @@ KEPT_CHECKPOINTS = 2
 #: What a run writes in its folder; `overwrite` removes these and nothing else.
 CONTENTS = (
     "done.json", "provenance.json", "metrics.json", "config.yaml", "environment.json",
-    "log.jsonl", "checkpoints", "model", "initial", "samples",
+    "log.jsonl", "checkpoints", "model", "initial", "reconstructions.png",
 )  # fmt: skip
 
 

@@ -298,7 +298,7 @@ def test_the_truth_is_read_back_as_it_was(tmp_path: Path) -> None:
     for name in ("tissue", "classes", "artifacts", "nuclei", "nuclei_kind", "stain_vectors"):
         assert np.array_equal(getattr(made, name), getattr(read, name)), name
     assert (made.spec, made.grade, made.shares) == (read.spec, read.grade, read.shares)
-    with pytest.raises(DataError, match="PG-N07"):
+    with pytest.raises(DataError, match="PG-D10"):
         SlideTruth.load(tmp_path / "y.svs")
 
 

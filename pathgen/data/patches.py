@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pathgen.data.sources import PatchSource, classes_of, labels_of, open_sources
+from pathgen.data.sources import PatchSource, classes_of, labels_of, opened
 from pathgen.errors import DataError
 from pathgen.stores.patches import PatchRef
 
@@ -39,7 +39,7 @@ class PatchDataset(Dataset[Any]):
         sources: PatchSource | str | Path | Sequence[PatchSource | str | Path],
         transform: Callable[[Tensor, PatchRef], Any] | None = None,
     ) -> None:
-        self.sources = _opened(sources)
+        self.sources = opened(sources)
         self.transform = transform
         self._starts = np.cumsum([0, *map(len, self.sources)])
         self._number = {source.id: i for i, source in enumerate(self.sources)}
@@ -138,19 +138,6 @@ def as_tensor(image: NDArray[np.uint8]) -> Tensor:
     if not image.flags.writeable:
         image = image.copy()
     return torch.from_numpy(image).permute(2, 0, 1)
-
-
-def _opened(
-    sources: PatchSource | str | Path | Sequence[PatchSource | str | Path],
-) -> list[PatchSource]:
-    if isinstance(sources, str | Path):
-        return open_sources(sources)
-    if not isinstance(sources, Sequence):
-        return [sources]
-    opened: list[PatchSource] = []
-    for source in sources:
-        opened += open_sources(source) if isinstance(source, str | Path) else [source]
-    return opened
 
 
 def _renumber(

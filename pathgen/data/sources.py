@@ -159,6 +159,20 @@ def open_sources(paths: str | Path | Sequence[str | Path]) -> list[PatchSource]:
     return sources
 
 
+def opened(
+    sources: PatchSource | str | Path | Sequence[PatchSource | str | Path],
+) -> list[PatchSource]:
+    """The same, for a caller who may have opened some of them already. Raises as `open_sources`."""
+    if isinstance(sources, str | Path):
+        return open_sources(sources)
+    if not isinstance(sources, Sequence):
+        return [sources]
+    found: list[PatchSource] = []
+    for source in sources:
+        found += open_sources(source) if isinstance(source, str | Path) else [source]
+    return found
+
+
 def _open(path: Path) -> Iterator[PatchSource]:
     from pathgen.stores import PatchStore, find_stores
 

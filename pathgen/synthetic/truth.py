@@ -93,7 +93,7 @@ class SlideTruth:
 
     @classmethod
     def load(cls, slide: Path) -> SlideTruth:
-        """The truth of the slide at `slide`. Raises DataError (PG-N07) where there is none."""
+        """The truth of the slide at `slide`. Raises DataError (PG-D10) where there is none."""
         folder = truth_folder(Path(slide))
         facts = read_facts(folder)
         with np.load(folder / "nuclei.npz") as arrays:
@@ -172,17 +172,17 @@ def truth_folder(slide: Path) -> Path:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """truth.json. Raises DataError (PG-N07) where it is missing or not ours."""
+    """truth.json. Raises DataError (PG-D10) where it is missing or not ours."""
     try:
         facts = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(
-            "no truth for this slide", code="PG-N07", where=folder, why=str(error),
+            "no truth for this slide", code="PG-D10", where=folder, why=str(error),
             hint="only slides made by pathgen demo-slides have one",
         ) from error  # fmt: skip
     if not isinstance(facts, dict) or facts.get("version") != VERSION:
         raise DataError(
-            "truth of another version", code="PG-N07", where=folder,
+            "truth of another version", code="PG-D10", where=folder,
             hint="make the slides again with --overwrite",
         )  # fmt: skip
     return facts

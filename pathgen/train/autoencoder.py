@@ -97,7 +97,7 @@ def train_autoencoder(
         model.measure(x.to(engine.device) for x in _some(patches, size, MEASURED))
         quality = _quality(model, patches, engine)
         write_sheet(run.path / "reconstructions.png", _sheet(model, patches, engine))
-        run.finish(model, quality | loss_summary(run) | {"steps": steps})
+        run.finish(model, quality | run.loss_summary() | {"steps": steps})
     return model
 
 
@@ -177,15 +177,3 @@ def _sheet(model: Autoencoder, patches: PatchDataset, engine: Engine) -> list[li
     images = next(_some(patches, model.config.image_size, SHEET)).to(engine.device)
     rows = {"real": images, "reconstructed": model.decode(model.encode(images))}
     return [[Picture(name, pixels) for pixels in to_pixels(row)] for name, row in rows.items()]
-
-
-def loss_summary(run: Run) -> dict[str, float]:
-    """Mean loss of the first and last tenth of the logged steps; nothing when none was logged."""
-    losses = [line["loss"] for line in run.step_log()]
-    if not losses:
-        return {}
-    few = max(1, len(losses) // 10)
-    return {
-        "loss_first": float(np.mean(losses[:few])),
-        "loss_last": float(np.mean(losses[-few:])),
-    }

@@ -21,7 +21,7 @@ from pathgen.models.ldm import EmbeddingConditionedLDM, LDMConfig
 from pathgen.progress import Progress, Silent
 from pathgen.runs import Run, RunConfig, load_model
 from pathgen.stores.features import FeatureStore
-from pathgen.train.autoencoder import FlatOptimConfig, learning_rate, load_images, loss_summary
+from pathgen.train.autoencoder import FlatOptimConfig, learning_rate, load_images
 from pathgen.train.engine import Engine, StopRequest, checkpoint
 from pathgen.train.optimize import Optimizer, total_steps
 
@@ -145,7 +145,7 @@ def train_ldm(
         average.copy_to(model)
         model.eval()
         images_seen = steps * optim.batch_size
-        run.finish(model, loss_summary(run) | {"steps": steps, "images_seen": images_seen})
+        run.finish(model, run.loss_summary() | {"steps": steps, "images_seen": images_seen})
     return model
 
 
