@@ -425,6 +425,8 @@ def _need_torch() -> None:
 def _plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(_plain(item) for item in value) or "none"
+    if isinstance(value, dict) and {"width", "height", "downsample"} <= value.keys():
+        return "{width} x {height} (1:{downsample:g})".format(**value)
     if isinstance(value, dict):
         return ", ".join(f"{key} {_plain(item)}" for key, item in value.items()) or "none"
     if isinstance(value, float):

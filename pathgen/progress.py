@@ -46,16 +46,20 @@ class Silent:
 class _Line:
     def __init__(self, owner: Lines, title: str, total: int, done: int) -> None:
         self.owner, self.title, self.total, self.done = owner, title, total, done
-        self.first, self.start, self.last = done, time.monotonic(), time.monotonic()
+        self.last = time.monotonic()
+        self.since, self.first, self.calls = self.last, done, 0
 
     def advance(self, count: int = 1, note: str = "") -> None:
         self.done += count
+        self.calls += 1
         now = time.monotonic()
+        since, first = self.since, self.first
+        if self.calls == 1:  # what comes before the first step is no measure of the others
+            self.since, self.first = now, self.done
         if now - self.last < self.owner.every and self.done < self.total:
             return
         self.last = now
-        worked = max(self.done - self.first, 1)
-        left = (now - self.start) / worked * (self.total - self.done)
+        left = (now - since) / max(self.done - first, 1) * (self.total - self.done)
         tail = f"  {note}" if note else ""
         self.owner.say(f"{self.title}: {self.done}/{self.total}  eta {clock(left)}{tail}")
 

@@ -201,7 +201,7 @@ def _compare(task: TileTask, store: PatchStore, overwrite: bool) -> LedgerRow | 
     mine = {**_flat(wanted.config), "slide file": wanted.inputs}
     theirs = {**_flat(store.provenance.config), "slide file": store.provenance.inputs}
     key = next(k for k in [*mine, *theirs] if mine.get(k) != theirs.get(k))
-    why = f"{key} was {theirs.get(key)!r} and is now {mine.get(key)!r}"
+    why = f"the setting {key} was {theirs.get(key)!r} and is now {mine.get(key)!r}"
     if key == "slide file":
         why = "the slide file is not the one it was made from"
     raise ConfigError(
