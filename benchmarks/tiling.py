@@ -28,6 +28,8 @@ def by_pathgen(slide: Path, config: TileConfig) -> tuple[float, np.ndarray, dict
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         report = pathgen.tile(slide, folder, config, workers=0)
+        if not report.done:
+            raise SystemExit(f"{slide.name}: {report.rows[0].reason}. {report.rows[0].message}")
         seconds = time.perf_counter() - start
         with pathgen.open_store(report.stores[0]) as store:
             return seconds, store.coords(), dict(store.attrs)

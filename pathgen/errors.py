@@ -15,6 +15,7 @@ PathgenError
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
 
 
@@ -51,7 +52,7 @@ class PathgenError(Exception):
     def __str__(self) -> str:
         place = f": {self.where!r}" if self.where is not None else ""
         parts = [f"{self.code} {self.what}{place}."]
-        parts += [_sentence(text) for text in (self.why, self.hint) if text]
+        parts += [sentence(text) for text in (self.why, self.hint) if text]
         return " ".join(parts)
 
     def to_dict(self) -> dict[str, str | None]:
@@ -69,8 +70,11 @@ class PathgenError(Exception):
         return _rebuild, (type(self), self.what, self.code, self.where, self.why, self.hint)
 
 
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:] + ("" if text.endswith((".", "?", "!")) else ".")
+def sentence(text: str) -> str:
+    """With a capital and a full stop; a name or a setting at the start stays as it is written."""
+    if re.match(r"[a-z']+ ", text):
+        text = text[0].upper() + text[1:]
+    return text if text.endswith((".", "?", "!")) else text + "."
 
 
 def _rebuild(

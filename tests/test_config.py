@@ -31,7 +31,7 @@ def test_later_wins(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("inner.step=3", "did you mean 'steps'"),
+        ("inner.step=3", "Did you mean 'steps'"),
         ("inner.lr=fast", "inner.lr"),
         ("inner=3", "inner"),
         ("inner.steps=1.5", "inner.steps"),

@@ -285,7 +285,7 @@ def test_what_cannot_be_judged_is_said(tmp_path: Path, slides: tuple[list[Path],
     ("text", "said"),
     [
         ("slide,x,label\n", "no column y"),
-        ("slide,x,y,label\ns,one,2,c\n", "line 2"),
+        ("slide,x,y,label\ns,one,2,c\n", "Line 2"),
         ("slide,x,y,label\ns,1,2,a\ns,1,2,b\n", "two labels"),
         ("", "no column"),
     ],

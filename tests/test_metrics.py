@@ -246,8 +246,8 @@ def test_targets_from_another_file(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("slide,label\nS1,a\n", "no predictions in this file"),
-        ("slide,label,p_a,p_b\nS1,a,0.5,x\n", "line 2: 'x'"),
-        ("slide,label,p_a,p_b\nS1,a,0.5,nan\n", "line 2: 'nan'"),
+        ("slide,label,p_a,p_b\nS1,a,0.5,x\n", "Line 2: 'x'"),
+        ("slide,label,p_a,p_b\nS1,a,0.5,nan\n", "Line 2: 'nan'"),
         ("slide,label,p_a,p_b\nS1,c,0.5,0.5\n", "label is no class"),
         ("slide,label,p_a,p_b\nS1,a,0.5,0.5\nS1,a,0.5,0.5\n", "slide predicted twice"),
     ],

@@ -118,7 +118,7 @@ def test_damage_is_named_by_column_and_row(path: Path) -> None:
             place = data.index(row)
             replace(file, data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
             break
-    where = r"row 7 of image" if path.suffix == ".h5" else "image"
+    where = r"Row 7 of image" if path.suffix == ".h5" else "image"
     with pytest.raises(StoreError, match=rf"PG-O11.*{where}"):
         open_table(path).read_bytes("image", [7])
     with pytest.raises(StoreError, match=rf"PG-O11.*{where}"):

@@ -116,7 +116,7 @@ def test_glob(tmp_path: Path) -> None:
 
 def test_nothing_there_is_an_error_with_a_hint(tmp_path: Path) -> None:
     touch(tmp_path, "slides/a.svs")
-    with pytest.raises(NoInputError, match=r"PG-N01.*did you mean.*slides") as caught:
+    with pytest.raises(NoInputError, match=r"PG-N01.*Did you mean.*slides") as caught:
         find_slides(tmp_path / "slide")
     assert caught.value.exit_code == 4
     (tmp_path / "empty").mkdir()
@@ -174,7 +174,7 @@ def test_labels_stay_text(tmp_path: Path) -> None:
     [
         ("name,mpp\na,1\n", "no column of slides"),
         ("", "no column of slides"),
-        ("slide,mpp\na.svs,quarter\n", "line 2"),
+        ("slide,mpp\na.svs,quarter\n", "Line 2"),
         ("slide,label\na.svs,1\na.svs,2\n", "twice"),
         ("slide,label\na.svs,1,2\n", "more cells"),
     ],

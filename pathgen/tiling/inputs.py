@@ -308,10 +308,18 @@ def _safe_part(part: str) -> str:
         part = part[:-1] + _percent(part[-1])
     encoded = part.encode()
     if len(encoded) > 180:  # room for the draft's prefix within 255 bytes
-        digest = blake2b(whole.encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
+        digest = blake2b(_bytes(whole), digest_size=4).hexdigest()
         part = f"{encoded[:160].decode('utf-8', 'ignore')}~{digest}"
     return part
 
 
 def _percent(text: str) -> str:
-    return "".join(f"%{byte:02X}" for byte in text.encode("utf-8", "surrogateescape"))
+    return "".join(f"%{byte:02X}" for byte in _bytes(text))
+
+
+def _bytes(text: str) -> bytes:
+    """UTF-8, with undecodable bytes of a file name as they were; other lone surrogates WTF-8."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")

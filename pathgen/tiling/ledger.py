@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pathgen import commit
-from pathgen.errors import PathgenError
+from pathgen.errors import PathgenError, sentence
 
 State = Literal["done", "empty", "failed"]
 
@@ -53,8 +53,8 @@ class LedgerRow:
     @classmethod
     def failure(cls, slide: str, file: str, error: PathgenError, **known: Any) -> LedgerRow:
         """The row of a slide that `error` kept from being tiled."""
-        parts = [error.what, error.why, error.hint]
-        message = ". ".join(part.rstrip(".") for part in parts if part)
+        parts = (error.what, error.why, error.hint)
+        message = " ".join(sentence(part) for part in parts if part)
         return cls(slide, "failed", error.code, message, file, **known)
 
 
