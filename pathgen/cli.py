@@ -86,7 +86,7 @@ def tile(
         float | None, typer.Option(help="Least share of pixels with hematoxylin, 0..1.")
     ] = None,
     slide_mpp: Annotated[
-        float | None, typer.Option(help="Microns per pixel of slides that do not say it.")
+        float | None, typer.Option(help="Microns per pixel of slides that do not say it plausibly.")
     ] = None,
     store: Annotated[Literal["h5", "zarr"] | None, typer.Option(help="Default h5.")] = None,
     config: Config = None,
@@ -242,6 +242,9 @@ def train_mil(
     labels: Annotated[Path, typer.Option(help="CSV with slide, label and perhaps patient.")],
     out: Out,
     label_column: Annotated[str | None, typer.Option(help="If it is not called label.")] = None,
+    patient_column: Annotated[
+        str | None, typer.Option(help="If it is not called patient. Patients never part.")
+    ] = None,
     folds: Annotated[
         int | None, typer.Option(min=2, help="Cross-validation folds. Default: 5.")
     ] = None,
@@ -265,7 +268,7 @@ def train_mil(
     result = cross_validate(
         features, labels, out, load_config(MILTrainConfig, config, [*(settings or ()),
                                                                     f"device={device}"]),
-        folds=folds, seed=seed, label_column=label_column,
+        folds=folds, seed=seed, label_column=label_column, patient_column=patient_column,
         overwrite=overwrite or not resume, progress=talk.progress,
     )  # fmt: skip
     talk.result(
@@ -284,7 +287,10 @@ def evaluate_knn(
         typer.Option(help="Feature stores to be judged on. Default: leave slides out."),
     ] = None,
     labels: Annotated[
-        Path | None, typer.Option(help="CSV with slide, x, y, label; default: the folders' names.")
+        Path | None,
+        typer.Option(
+            help="CSV with slide, x, y, label and perhaps patient; default: the folders' names."
+        ),
     ] = None,
     k: Annotated[int, typer.Option(min=1, help="Neighbors.")] = 20,
     title: Annotated[str | None, typer.Option(help="Name of the row in a report.")] = None,
@@ -319,6 +325,9 @@ def evaluate_mil(
         Path | None, typer.Option(help="CSV with slide and label; default: the label column.")
     ] = None,
     label_column: Annotated[str | None, typer.Option(help="If it is not called label.")] = None,
+    patient_column: Annotated[
+        str | None, typer.Option(help="If the targets' one is not called patient.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="JSON file for the result.")
     ] = None,
@@ -329,11 +338,13 @@ def evaluate_mil(
 ) -> None:
     """Slide-level metrics of a predictions file, with intervals."""
     from pathgen import commit
-    from pathgen.evaluate.predictions import evaluate_predictions, summary
+    from pathgen.evaluate.judgement import summary
+    from pathgen.evaluate.predictions import evaluate_predictions
 
     values = evaluate_predictions(
-        predictions, targets=targets, label_column=label_column, seed=seed or 0
-    )
+        predictions, targets=targets, label_column=label_column, patient_column=patient_column,
+        seed=seed or 0,
+    )  # fmt: skip
     if out:
         commit.write_json(out, values)
     Talk(quiet=quiet, as_json=as_json).result(values, summary(values))

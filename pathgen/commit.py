@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from uuid import uuid4
 from pathgen.errors import BusyError, StorageError
 
 PREFIX = ".pathgen-tmp-"
+FOREIGN_DRAFT_AGE = 24 * 3600.0  # seconds
 
 
 def draft_path(final: Path) -> Path:
@@ -53,10 +55,14 @@ def publish(draft: Path, final: Path) -> None:
 
 @contextmanager
 def draft(final: Path) -> Iterator[Path]:
-    """A path to write to; it becomes `final` when the block ends well, and is removed otherwise."""
+    """A path to write to; it becomes `final` when the block ends well, and is removed otherwise.
+
+    The folder of `final` is made when it is not there.
+    """
     path = draft_path(final)
     try:
         try:
+            final.parent.mkdir(parents=True, exist_ok=True)
             yield path
         except OSError as error:
             if error.errno in _STORAGE_ERRNOS:
@@ -87,17 +93,38 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True, default=str) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def sweep(folder: Path) -> int:
-    """Remove drafts below `folder` whose process on this host is gone; how many."""
+    """Remove drafts below `folder` that nobody writes any more; how many.
+
+    Those of this host, when their process is gone; those of another (a container's name is gone
+    with it), when they were not touched for a day.
+    """
     host = socket.gethostname().replace(".", "_").replace("+", "_")
     removed = 0
     for path in folder.rglob(f"{PREFIX}*"):
         parts = path.name.removeprefix(PREFIX).split("+")
-        if len(parts) < 4 or parts[0] != host or not parts[1].isdigit() or _alive(int(parts[1])):
+        if len(parts) < 4 or not parts[1].isdigit():
+            continue
+        if _alive(int(parts[1])) if parts[0] == host else _age(path) < FOREIGN_DRAFT_AGE:
             continue
         discard(path)
         removed += 1
     return removed
+
+
+def _age(path: Path) -> float:
+    """Seconds since the newest change in a file or folder; 0 when it has just gone."""
+    try:
+        inside = path.rglob("*") if path.is_dir() else ()
+        newest: float = max(p.stat().st_mtime for p in (path, *inside))
+    except OSError:
+        return 0.0
+    return time.time() - newest
 
 
 def writable_folder(path: Path) -> Path:
@@ -136,6 +163,8 @@ def storage_error(error: OSError, path: Path) -> StorageError:
 
 
 def _fsync(path: Path) -> None:
+    if os.name == "nt":  # folders cannot be opened there, and files only for writing synced
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -147,6 +176,8 @@ def _fsync(path: Path) -> None:
 
 
 def _alive(pid: int) -> bool:
+    if os.name == "nt":  # there, signal 0 is Ctrl-C
+        return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -173,7 +204,11 @@ def lock(folder: Path) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
-    with (folder / ".pathgen-lock").open("a") as handle:
+    try:
+        handle = (folder / ".pathgen-lock").open("a")
+    except OSError as error:
+        raise storage_error(error, folder) from error
+    with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -60,7 +60,7 @@ def guarded(command: Command) -> Command:
             show_error(error, as_json=as_json)
             raise SystemExit(error.exit_code) from None
         except KeyboardInterrupt:
-            print(f"\nStopped. Resume with: {command_line()}", file=sys.stderr)
+            print(f"\nStopped. Resume with: {command_line(resuming=True)}", file=sys.stderr)
             raise SystemExit(INTERRUPTED) from None
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -87,9 +87,10 @@ def show_error(error: PathgenError, *, as_json: bool = False) -> None:
         print(error, file=sys.stderr)
 
 
-def command_line() -> str:
-    """The command as it was typed."""
-    return shlex.join(["pathgen", *sys.argv[1:]])
+def command_line(*, resuming: bool = False) -> str:
+    """The command as it was typed; to resume it, without what would start it anew."""
+    anew = ("--overwrite", "--no-resume") if resuming else ()
+    return shlex.join(["pathgen", *(word for word in sys.argv[1:] if word not in anew)])
 
 
 def shown(path: str | Path) -> str:

@@ -96,11 +96,24 @@ def extract_features(
     facts = encoder_facts(encoder)
     outputs = [_Output(source, out, facts, config) for source in sources]
     _distinct(outputs)
-    todo = [output for output in outputs if overwrite or not output.is_done()]
     commit.writable_folder(out)
+    with commit.lock(out):
+        commit.sweep(out)
+        _extract(encoder, outputs, config, overwrite, progress)
+    return [output.path for output in outputs]
+
+
+def _extract(
+    encoder: PatchEncoder,
+    outputs: Sequence[_Output],
+    config: ExtractConfig,
+    overwrite: bool,
+    progress: Progress,
+) -> None:
+    todo = [output for output in outputs if overwrite or not output.is_done()]
     parts = [part for output in todo for part in output.parts(config.batch_size)]
     batches = stream(_Batches(parts), workers=config.workers, start_step=0, steps=len(parts))
-    total = sum(map(len, sources))
+    total = sum(map(len, outputs))
     with progress.task("features", total, total - sum(len(output) for output in todo)) as task:
         for output in todo:
             with output.writer(encoder.dim, config.dtype) as writer:
@@ -112,7 +125,6 @@ def extract_features(
                         label=labels_of(part.source)[part.rows].astype(np.int32),
                     )
                     task.advance(len(features), note=part.source.name)
-    return [output.path for output in outputs]
 
 
 def load_encoder(spec: str | Path, device: str = "auto") -> Encoder:
@@ -168,6 +180,11 @@ class _Output:
     ) -> None:
         self.source, self.facts = source, facts
         self.path = out / f"{source.name}.h5"
+        if not self.path.resolve().is_relative_to(out.resolve()):
+            raise DataError(
+                "name of the patches leads out of the output folder", code="PG-D11",
+                where=source.name, hint="do not use stores from a source you do not trust",
+            )  # fmt: skip
         self.provenance = Provenance(
             stage="extract",
             config={"dtype": config.dtype, "encoder": facts.get("config", facts["name"])},

@@ -56,7 +56,10 @@ class PretrainConfig(Config):
     def _gen_dino_starts_from_dino(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        dino, own = values.get("dino") or {}, values.get("gen_dino") or {}
+        dino, own = (
+            part.model_dump(exclude_unset=True) if isinstance(part, DinoConfig) else part or {}
+            for part in (values.get("dino"), values.get("gen_dino"))
+        )
         if isinstance(dino, Mapping) and isinstance(own, Mapping):
             return {**values, "gen_dino": merge(dino, own)}
         return values
@@ -149,8 +152,6 @@ def pretrain(
     folder = commit.writable_folder(Path(out))
     with commit.lock(folder):
         commit.sweep(folder)
-        commit.write_text(folder / "config.yaml", to_yaml(config))
-        commit.write_json(folder / "environment.json", environment())
         flow = _Flow(folder, config, sources, overwrite, progress)
         for stage in STAGES:
             if stage in stages:
@@ -173,6 +174,7 @@ class _Flow:
     ) -> None:
         self.out, self.config, self.sources = out, config, sources
         self.overwrite, self.progress = overwrite, progress
+        self.extracted = False
         self.patches = {f"{i:05d} {source.name}": source.id for i, source in enumerate(sources)}
 
     def do(self, stage: str) -> None:
@@ -191,9 +193,16 @@ class _Flow:
         return "going on" if (self.out / stage).exists() and not self.overwrite else "starting"
 
     def start(self, stage: str, config: Config, **inputs: str) -> Run:
-        return Run.start(
+        run = Run.start(
             self.out / stage, stage, config, {**self.patches, **inputs}, overwrite=self.overwrite
         )
+        self.agreed()
+        return run
+
+    def agreed(self) -> None:
+        """Say what is asked, once the folder has turned out not to be another run's."""
+        commit.write_text(self.out / "config.yaml", to_yaml(self.config))
+        commit.write_json(self.out / "environment.json", environment())
 
     def dino(self) -> None:
         from pathgen.train.dino import train_dino
@@ -210,11 +219,13 @@ class _Flow:
             train_autoencoder(self.config.autoencoder, self.sources, run, progress=self.progress)
 
     def ldm(self) -> None:
+        from pathgen.models.weights import weights_id
         from pathgen.train.ldm import train_ldm
 
         encoder, autoencoder = self._encoder("ldm"), self._autoencoder("ldm")
+        # By their weights, not by what was asked for: another device gives other weights.
         run = self.start(
-            "ldm", self.config.ldm, encoder=encoder.id, autoencoder=self._run_id("autoencoder")
+            "ldm", self.config.ldm, encoder=encoder.id, autoencoder=weights_id(autoencoder)
         )
         if not run.finished:
             features = self._features(encoder)
@@ -230,7 +241,6 @@ class _Flow:
         encoder, autoencoder = self._encoder("augment"), self._autoencoder("augment")
         self._need("ldm", "augment")
         ldm = load_model(self.out / "ldm" / "model", EmbeddingConditionedLDM)
-        ids = {"encoder": encoder.id, "ldm": self._run_id("ldm")}
         augment(
             ldm,
             autoencoder,
@@ -238,12 +248,12 @@ class _Flow:
             self._features(encoder),
             self.out / "augment",
             self.config.augment,
-            ids=ids,
             sources=self.sources,
             overwrite=self.overwrite,
             device=self.config.ldm.run.device,
             progress=self.progress,
         )
+        self.agreed()
 
     def gen_dino(self) -> None:
         from pathgen.train.dino import train_dino
@@ -263,9 +273,6 @@ class _Flow:
                 where=self.out.name,
                 hint=f"run it first, e.g. with --stages {stage},{wanted_by}",
             )
-
-    def _run_id(self, stage: str) -> str:
-        return Run.open(self.out / stage).id
 
     def _encoder(self, wanted_by: str) -> Encoder:
         from pathgen.extract import load_encoder
@@ -290,15 +297,16 @@ class _Flow:
             self.sources,
             self.out / "features",
             self.config.features,
-            overwrite=self.overwrite,
+            overwrite=self.overwrite and not self.extracted,
             progress=self.progress,
         )
+        self.extracted = True
         return [FeatureStore.open(path) for path in paths]
 
     def _augmentations(self) -> list[SelfAugmentationStore]:
-        from pathgen.stores import find_stores
         from pathgen.stores.augmentations import SelfAugmentationStore
 
         self._need("augment", "gen-dino")
-        paths = find_stores(self.out / "augment", kind="augmentations")
-        return [SelfAugmentationStore.open(path) for path in paths]
+        folder = self.out / "augment"
+        names = commit.read_json(folder / "done.json")["stores"]
+        return [SelfAugmentationStore.open(folder / name) for name in names]

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from pathgen import __version__
 
@@ -24,6 +24,10 @@ RELEVANT = (
 )  # fmt: skip
 
 
+#: Raised when equal settings give another result than before; stages not named are at 1.
+REVISIONS: Mapping[str, int] = {}
+
+
 class Provenance(BaseModel):
     """Written into every store and run. It holds nothing that differs between two equal runs."""
 
@@ -33,12 +37,14 @@ class Provenance(BaseModel):
     config: dict[str, Any]
     inputs: dict[str, str]
     """role or name -> id of the slide, store or run it was made from"""
+    revision: int = Field(default_factory=lambda known: REVISIONS.get(known.get("stage", ""), 1))
+    """of the stage's method, so that a folder never mixes results of two of them"""
     pathgen_version: str = __version__
 
     @property
     def id(self) -> str:
-        """16 hex digits of stage, config and inputs: equal ids, equal content."""
-        return digest([self.stage, self.config, self.inputs])
+        """16 hex digits of stage, revision, config and inputs: equal ids, equal content."""
+        return digest([self.stage, self.revision, self.config, self.inputs])
 
 
 def digest(value: Any, length: int = 16) -> str:
@@ -69,15 +75,19 @@ def _git_state() -> Mapping[str, Any] | None:
     """Commit and cleanliness of the checkout pathgen runs from; None outside of one."""
     here = Path(__file__).resolve().parent
     try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5
-        )
-        if commit.returncode:
+        # Installed below somebody's own repository, pathgen is no part of that one.
+        if _git(here, "ls-files", "--error-unmatch", Path(__file__).name) is None:
             return None
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=here, capture_output=True, text=True, timeout=10,
-        )  # fmt: skip
+        commit = _git(here, "rev-parse", "HEAD")
+        changed = _git(here, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return {"commit": commit.stdout.strip(), "dirty": bool(changed.stdout.strip())}
+    return {"commit": commit, "dirty": bool(changed)}
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    """What git says, or None when it fails."""
+    done = subprocess.run(
+        ["git", *words], cwd=folder, capture_output=True, text=True, timeout=10
+    )  # fmt: skip
+    return None if done.returncode else done.stdout.strip()

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "pathgen"
 LAYERS = [
     ["errors"],
-    ["extras", "progress"],
+    ["extras", "progress", "columns"],
     ["commit"],
     ["config"],
     ["provenance", "recipes", "synthetic"],

@@ -21,7 +21,9 @@ from pathgen.extract import extract_features
 from pathgen.models.autoencoder import Autoencoder, AutoencoderConfig
 from pathgen.models.encoder import Encoder, EncoderConfig
 from pathgen.models.ldm import EmbeddingConditionedLDM, LDMConfig
+from pathgen.models.weights import weights_id
 from pathgen.progress import Silent
+from pathgen.provenance import digest
 from pathgen.stores import FeatureStore, PatchRef, Recipe, SelfAugmentationStore, find_stores
 
 DIM = 12
@@ -211,7 +213,7 @@ CONFIG = AugmentConfig(steps=2, batch_size=3)
 @pytest.fixture(scope="module")
 def drawn(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     out = tmp_path_factory.mktemp("drawn")
-    return parts.augment(out, CONFIG, sources=parts.sources, ids={"ldm": "run-of-ldm"})
+    return parts.augment(out, CONFIG, sources=parts.sources)
 
 
 def test_stores_follow_the_plan(parts: Parts, drawn: list[Path]) -> None:
@@ -259,9 +261,12 @@ def test_cosine_is_of_the_stored_image_and_its_condition(parts: Parts, drawn: li
 def test_provenance_names_what_the_images_came_from(parts: Parts, drawn: list[Path]) -> None:
     store = SelfAugmentationStore.open(drawn[0])
     assert store.attrs["encoder"] == parts.encoder.id == store.provenance.inputs["encoder"]
-    assert store.attrs["ldm"] == "run-of-ldm" == store.provenance.inputs["ldm"]
-    for features in parts.features:  # any patch may be the second half of a blend
-        assert features.id in store.provenance.inputs.values()
+    assert store.attrs["ldm"] == weights_id(parts.ldm) == store.provenance.inputs["ldm"]
+    # Any patch may be the second half of a blend, so all features count.
+    assert store.provenance.inputs["features"] == digest([f.id for f in parts.features])
+    assert store.provenance.inputs["of"] == parts.features[0].id
+    done = json.loads((drawn[0].parent / "done.json").read_text())
+    assert done["stores"] == [path.name for path in drawn]
     assert store.provenance.config["guidance"] == store.attrs["guidance"] == 2.0
     with Image.open(drawn[0].parent / "sheet.png") as sheet:
         assert sheet.width == 6 * (128 + 4)
@@ -281,6 +286,30 @@ def test_finished_stores_are_kept_and_a_missing_one_is_made_again(
         parts.augment(tmp_path, CONFIG.model_copy(update={"seed": 1}))
     parts.augment(tmp_path, CONFIG.model_copy(update={"seed": 1}), overwrite=True)
     assert [path.read_bytes() for path in again] != bytes_before
+
+
+def test_a_large_source_is_drawn_in_parts_that_a_stop_leaves_whole(
+    parts: Parts, drawn: list[Path], tmp_path: Path
+) -> None:
+    config = CONFIG.model_copy(update={"shard": 3})
+
+    class Interrupt(Silent):
+        def task(self, title: str, total: int, done: int = 0) -> Any:
+            return _Interrupting(7)
+
+    with pytest.raises(KeyboardInterrupt):
+        parts.augment(tmp_path, config, progress=Interrupt())
+    assert [path.name for path in find_stores(tmp_path)] == ["a-00000.h5", "a-00001.h5"]
+    paths = parts.augment(tmp_path, config)
+    found = [SelfAugmentationStore.open(path) for path in paths]
+    assert max(map(len, found)) == 3
+    assert [r for s in found for r in s.recipes()] == plan_recipes(parts.features, CONFIG)
+    whole = np.concatenate([SelfAugmentationStore.open(path).images() for path in drawn])
+    difference = np.abs(np.concatenate([s.images() for s in found]).astype(int) - whole)
+    assert difference.max() <= 1
+    for store in found:  # no list of all sources in each
+        named = {ref.store for r in store.recipes() for ref in (r.primary, r.secondary)}
+        assert set(store.sources) == named
 
 
 def test_batch_size_changes_no_more_than_rounding(parts: Parts, tmp_path: Path) -> None:
@@ -329,7 +358,15 @@ def test_models_that_do_not_belong_together_are_refused(parts: Parts, tmp_path: 
     stranger = Encoder(parts.encoder.config)
     with pytest.raises(RunError, match="another encoder"):
         parts.augment(tmp_path, CONFIG, encoder=stranger)
-    kept = parts.autoencoder
+    kept, ldm = parts.autoencoder, parts.ldm
+    told = ldm.config.model_copy(update={"autoencoder_id": weights_id(kept)})
+    parts.ldm = EmbeddingConditionedLDM(told)
+    parts.autoencoder = Autoencoder(kept.config)  # the same shape, other weights
+    try:
+        with pytest.raises(RunError, match="PG-T04 latents are of another autoencoder"):
+            parts.augment(tmp_path, CONFIG)
+    finally:
+        parts.autoencoder, parts.ldm = kept, ldm
     parts.autoencoder = Autoencoder(kept.config.model_copy(update={"image_size": 32}))
     try:
         with pytest.raises(ConfigError, match="do not fit"):

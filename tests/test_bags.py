@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pathgen.data.bags import Bags, load_bags, load_labels
-from pathgen.data.labels import class_order, slide_key
+from pathgen.data.labels import class_order, known, slide_key
 from pathgen.data.splits import folds, shortfalls
 from pathgen.errors import DataError, NoInputError, StoreError
 
@@ -104,10 +104,21 @@ def test_encodings(tmp_path: Path, encoding: str) -> None:
 
 
 def test_cells_stay_text(tmp_path: Path) -> None:
-    table = load_labels(_csv(tmp_path, "slide,label\n007,NA\n1e3,nan\nNA,None\n"))
+    table = load_labels(_csv(tmp_path, "slide,label\n007,01\n1e3,none\nNA,None\n"))
     assert {key: row.label for key, row in table.rows.items()} == {
-        "007": "NA", "1e3": "nan", "NA": "None"
+        "007": "01", "1e3": "none", "NA": "None"
     }  # fmt: skip
+    assert table.notes == ()
+
+
+def test_cells_for_nothing_known_are_no_label_and_counted(features: Path, tmp_path: Path) -> None:
+    labels = _csv(tmp_path, "slide,label\nS-001,a\nS-002,NA\nS-003,none\nS-004,NaN\nx,n/a\n")
+    bags, report = load_bags(features, labels)
+    assert (list(bags.names), bags.classes) == (["S-001", "S-003"], ("a", "none"))
+    assert report.unlabeled == ("S-002", "S-004")
+    assert "3 label cells ('NA', 'NaN', 'n/a') read as no label" in report.messages
+    with pytest.raises(DataError, match="1 label cell \\('NA'\\) read as no label"):
+        load_bags(features, _csv(tmp_path, "slide,label\nS-001,NA\n"))
 
 
 def test_a_label_column_by_name(tmp_path: Path) -> None:
@@ -135,7 +146,7 @@ def test_what_is_written_is_read(
     csv.writer(text, delimiter=separator).writerows([("slide", "label"), *rows])
     table = load_labels(_csv(tmp_path_factory.mktemp("l"), text.getvalue()))
     assert {key: row.label for key, row in table.rows.items()} == {
-        slide_key(slide): label.strip() or None for slide, label in rows
+        slide_key(slide): known(label.strip()) for slide, label in rows
     }
 
 
@@ -213,6 +224,67 @@ def test_the_patient_known_at_tiling_counts(tmp_path: Path) -> None:
     write_store(tmp_path / "f", "A", np.ones((1, 3), np.float32), patient="p1")
     bags, _ = load_bags(tmp_path / "f", _csv(tmp_path, "slide,label\nA,1\n"))
     assert list(bags.groups) == ["p1"]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "patient", "Patient ID", "patient-id", "PatientID", "case", "Case_ID", "case_submitter_id",
+        "subject", "Subject ID", "participant", "bcr_patient_barcode",
+    ],
+)  # fmt: skip
+def test_a_patient_column_of_any_common_name_keeps_slides_together(
+    features: Path, tmp_path: Path, header: str
+) -> None:
+    labels = _csv(tmp_path, f"slide,{header},label\nS-001,p,a\nS-002,p,b\nS-003,q,a\nS-004,q,b\n")
+    bags, report = load_bags(features, labels)
+    assert list(bags.groups) == ["p", "p", "q", "q"]
+    assert (report.patients, report.patient_source) == (2, f"column {header!r}")
+    assert report.messages == ()
+
+
+def test_a_patient_column_by_name(features: Path, tmp_path: Path) -> None:
+    labels = _csv(tmp_path, "slide,label,Patient Nr,site\nS-001,a,p,x\nS-002,b,p,x\n")
+    bags, report = load_bags(features, labels, patient_column="patient nr")
+    assert list(bags.groups) == ["p", "p"]
+    assert report.patient_note == "1 patient (column 'Patient Nr')"
+    bags, report = load_bags(features, labels)
+    assert list(bags.groups) == ["S-001", "S-002"]
+    assert report.messages[-1] == (
+        "column 'Patient Nr' is not read; if it is the patient, use --patient-column"
+    )
+    with pytest.raises(DataError, match=r"no column 'patient_no'.*Did you mean 'Patient Nr'"):
+        load_bags(features, labels, patient_column="patient_no")
+    twice = _csv(tmp_path, "slide,label,Patient ID,patient_id\nS-001,a,p,q\n")
+    with pytest.raises(DataError, match=r"several patient columns.* with --patient-column"):
+        load_bags(features, twice)
+    assert load_labels(twice, patient_column="patient_id").rows["S-001"].patient == "q"
+
+
+def test_it_is_said_where_patients_come_from(tmp_path: Path) -> None:
+    for name, patient in (("A", "p"), ("B", "p"), ("C", None), ("D", None)):
+        write_store(tmp_path / "f", name, np.ones((1, 3), np.float32), patient=patient)
+    bags, report = load_bags(tmp_path / "f", _csv(tmp_path, "slide,label\nA,1\nB,2\nC,1\n"))
+    assert list(bags.groups) == ["p", "p", "C"]
+    assert report.patient_note == "2 patients (known from tiling)"
+    assert report.messages[1:] == (
+        "1 slide of no known patient ('C'): each counts as a patient of its own",
+    )
+    _, report = load_bags(tmp_path / "f", _csv(tmp_path, "slide,label\nC,1\nD,2\n"))
+    assert report.patient_note == (
+        "2 patients (no patient column: each slide counts as a patient of its own)"
+    )
+    text = "slide,label,patient\nA,1,\nB,2,q\nC,1,na\nD,2,q\n"
+    bags, report = load_bags(tmp_path / "f", _csv(tmp_path, text), strict=True)
+    assert list(bags.groups) == ["p", "q", "C", "q"]
+    assert report.patient_note == "3 patients (column 'patient')"
+    assert report.messages[0] == "2 rows without a patient ('A', 'C')"
+
+
+def test_a_label_column_is_not_the_patient(features: Path, tmp_path: Path) -> None:
+    labels = _csv(tmp_path, "slide,case\nS-001,easy\nS-002,hard\nS-003,hard\n")
+    bags, _ = load_bags(features, labels, label_column="case")
+    assert list(bags.groups) == ["S-001", "S-002", "S-003"]
 
 
 def test_features_that_do_not_belong_together(tmp_path: Path) -> None:

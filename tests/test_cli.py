@@ -11,6 +11,7 @@ import pytest
 
 from pathgen import cli
 from pathgen.cli import main
+from pathgen.console import command_line
 from pathgen.synthetic import SlideSpec, make_slide
 
 
@@ -157,3 +158,10 @@ def test_the_options_are_named_alike_everywhere() -> None:
             assert "--json" in names
             if sub.name not in ("info",):
                 assert "--quiet" in names
+
+
+def test_what_resumes_a_command_does_not_start_it_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["pathgen", "pretrain", "my tiles", "-o", "run", "--overwrite", "--no-resume"]
+    monkeypatch.setattr(sys, "argv", words)
+    assert command_line(resuming=True) == "pathgen pretrain 'my tiles' -o run"
+    assert command_line().endswith("--overwrite --no-resume")

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pathgen import commit
+from pathgen import commit, provenance
 from pathgen.errors import BusyError, StorageError
+from pathgen.provenance import Provenance
 
 
 def test_a_file_appears_only_when_the_block_ends_well(tmp_path: Path) -> None:
@@ -93,3 +94,30 @@ def test_one_folder_one_writer(tmp_path: Path) -> None:
     time.sleep(0.05)
     with commit.lock(tmp_path):  # the kernel let go of it
         pass
+
+
+def test_drafts_of_another_host_are_swept_after_a_day(tmp_path: Path) -> None:
+    """A container's host name is gone with it: nobody else would ever remove them."""
+    old, new = (tmp_path / f"{commit.PREFIX}elsewhere+12+abc+{name}.h5" for name in ("old", "new"))
+    for path in (old, new):
+        path.write_bytes(b"half")
+    yesterday = time.time() - commit.FOREIGN_DRAFT_AGE - 60
+    os.utime(old, (yesterday, yesterday))
+    assert commit.sweep(tmp_path) == 1
+    assert not old.exists()
+    assert new.exists()
+
+
+def test_the_folder_of_an_output_is_made(tmp_path: Path) -> None:
+    commit.write_json(tmp_path / "results" / "k.json", {"a": 1})
+    assert commit.read_json(tmp_path / "results" / "k.json") == {"a": 1}
+
+
+def test_a_change_of_method_changes_the_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Provenance(stage="tile", config={"a": 1}, inputs={})
+    monkeypatch.setattr(provenance, "REVISIONS", {"tile": 2})
+    after = Provenance(stage="tile", config={"a": 1}, inputs={})
+    assert after.id != before.id
+    assert Provenance(stage="dino", config={"a": 1}, inputs={}).revision == 1
+    # What is read back keeps the revision it was made by.
+    assert Provenance.model_validate_json(before.model_dump_json()).id == before.id

@@ -18,11 +18,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from pathgen import PatchDataset
-from pathgen.data import patches as patches_module
 from pathgen.data.loading import Order, Steps, image_loader, steps_per_epoch
 from pathgen.data.sources import ImageFolder, PatchSource, labels_of, open_sources, read_image
 from pathgen.errors import DataError, NoInputError
-from pathgen.stores import PatchRef, PatchStore
+from pathgen.stores import PatchRef, PatchStore, hdf5, rawdata
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -242,14 +241,18 @@ def test_an_unknown_patch_is_named(dataset: PatchDataset) -> None:
 def test_only_some_files_stay_open(
     tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patches_module, "MAX_OPEN", 2)
+    monkeypatch.setattr(hdf5, "MAX_OPEN", 2)
+    monkeypatch.setattr(rawdata._files, "most", 2)
     images = noise(rng, 10, 8)
     stores = [make_patches(tmp_path / f"{i}.h5", images[i : i + 1], str(i)) for i in range(5)]
     made = PatchDataset(stores)
     for order in ([0, 1, 2, 3, 4], [4, 0, 3, 1]):
         for item, image in zip(order, made.images(order), strict=True):
             assert np.array_equal(image, images[item])
-        assert len(made._open) == 2
+        assert len(hdf5._opened) <= 2
+        assert len(rawdata._files.open) <= 2
+    made.close()
+    assert not [path for path in rawdata._files.open if path.parent == tmp_path]
 
 
 @pytest.mark.parametrize(("method", "workers"), [("fork", 2), ("spawn", 1)])

@@ -148,7 +148,8 @@ def test_nothing_is_left_when_encoding_fails(sources: list[PatchSource], tmp_pat
         with pytest.raises(DataError) as caught:
             extract_features(encoder, sources, tmp_path / "out")
         assert caught.value.code == "PG-D06"
-    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    left = [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert set(left) <= {".pathgen-lock"}
 
 
 def test_two_sources_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -225,3 +226,12 @@ def test_timm_without_its_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     with pytest.raises(MissingExtraError) as caught:
         load_encoder("timm:vit_tiny_patch16_224")
     assert caught.value.code == "PG-E02"
+
+
+@pytest.mark.parametrize("name", ["../../x", "/tmp/x"])
+def test_a_name_that_leads_elsewhere_is_refused(name: str, tmp_path: Path) -> None:
+    """Stores come from anywhere, and say their name themselves."""
+    store = make_patches(tmp_path / "a.h5", noise(np.random.default_rng(0), 2, 8), name=name)
+    with pytest.raises(DataError, match="PG-D11"):
+        extract_features(Means(), [store], tmp_path / "out" / "deep")
+    assert not list(tmp_path.rglob("x.h5"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from pathgen.evaluate.knn import (
     knn_predict,
     scores,
 )
+from pathgen.evaluate.labelled import load_labelled
 from pathgen.provenance import Provenance
 from pathgen.stores import FeatureStore
 
@@ -76,6 +78,23 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = knn_predict(train, labels, test)
     monkeypatch.setattr(knn, "CHUNK", 7)
     assert np.array_equal(whole, knn_predict(train, labels, test))
+    monkeypatch.setattr(knn, "COSINES", 300)  # three at a time
+    assert np.array_equal(whole, knn_predict(train, labels, test))
+    monkeypatch.setattr(knn, "COSINES", 1)
+    assert np.array_equal(whole, knn_predict(train, labels, test))
+
+
+def test_memory_is_bounded_whatever_the_number_of_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knn, "COSINES", 2**20, raising=False)
+    rng = np.random.default_rng(0)
+    train, test = (rng.normal(size=(n, 2)).astype(np.float32) for n in (40_000, 500))
+    tracemalloc.start()
+    try:
+        knn_predict(train, np.zeros(len(train), np.int64), test, k=2)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 20 * 2**20  # all 20 million cosines and their order would be 240 MB
 
 
 def test_length_of_vectors_does_not_matter() -> None:
@@ -246,6 +265,40 @@ def test_patients_are_left_out(slides: tuple[list[Path], Path], tmp_path: Path) 
         tx, ty = _labelled(judged, names)
         right += round(knn_accuracy(x, y, tx, ty, k=5) * len(ty))
     assert result["accuracy"] == right / 150
+
+
+def test_a_patient_column_of_the_labels_wins(
+    slides: tuple[list[Path], Path], tmp_path: Path
+) -> None:
+    paths, table = slides
+    lines = table.read_text().splitlines()
+    owned = tmp_path / "owned.csv"
+
+    def write(owner: dict[str, str]) -> None:
+        rows = [f"{line},{owner.get(line.split(',')[0], '')}" for line in lines[1:]]
+        owned.write_text("\n".join([f"{lines[0]},Patient ID", *rows]) + "\n")
+
+    write({"sub/s0": "a", "sub/s1": "b", "sub/s2": "a"})
+    groups = load_labelled(paths, owned).groups
+    assert list(dict.fromkeys(groups.tolist())) == ["a", "b", "p1", "p2"]
+    assert (groups[50:75] == "a").all()  # s2 joins s0; s3 keeps the patient of its store
+    assert evaluate_knn(paths, labels=owned, k=5)["folds"] == 4
+    owned.write_text("slide,x,y,label,case\nsub/s0,0,7,c1,p\nsub/s0,10,7,c1,q\n")
+    with pytest.raises(DataError, match="Line 3: two patients for one slide"):
+        load_labelled(paths, owned)
+    owned.write_text("slide,x,y,label,Case,case\nsub/s0,0,7,c1,p,q\n")
+    with pytest.raises(DataError, match="Several patient columns") as caught:
+        load_labelled(paths, owned)
+    assert caught.value.code == "PG-D08"
+
+
+def test_a_patch_label_for_nothing_known_is_none(
+    slides: tuple[list[Path], Path], tmp_path: Path
+) -> None:
+    text = "slide,x,y,label\nsub/s0,0,7,c1\nsub/s0,10,7,NA\nsub/s0,20,7,nan\n"
+    (tmp_path / "na.csv").write_text(text)
+    found = load_labelled(slides[0], tmp_path / "na.csv")
+    assert (found.classes, len(found)) == (("c1",), 1)
 
 
 def _labelled(

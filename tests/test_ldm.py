@@ -19,6 +19,7 @@ from pathgen.data.sources import ImageFolder
 from pathgen.errors import ConfigError, RunError, Stopped
 from pathgen.models.autoencoder import Autoencoder, AutoencoderConfig
 from pathgen.models.ldm import EmbeddingConditionedLDM, LDMConfig, starting_noise
+from pathgen.models.weights import weights_id
 from pathgen.progress import Silent
 from pathgen.provenance import Provenance
 from pathgen.runs import Run, load_model, save_model
@@ -136,14 +137,14 @@ def test_a_perfect_denoiser_is_led_back_to_the_picture(sampler: Any) -> None:
         return (latents - a.sqrt() * target) / (1 - a).sqrt()
 
     model.denoise = denoise  # type: ignore[method-assign]
-    for steps in (4, 20):
+    for steps in (4, 6, 20, 60):  # two divide the 1,000 of training, two do not
         seen.clear()
         drawn = model.sample(
             embeddings(2), steps=steps, guidance=1.0, seeds=[1, 2], sampler=sampler
         )
         assert seen[0] == 999
         assert len(seen) == steps
-        torch.testing.assert_close(drawn, target.expand(2, -1, -1, -1), atol=2e-2, rtol=0)
+        torch.testing.assert_close(drawn, target.expand(2, -1, -1, -1), atol=1e-2, rtol=0)
 
 
 # --- the condition ---------------------------------------------------------------------------
@@ -315,6 +316,7 @@ def test_training_learns_and_remembers_its_encoder(patches: ImageFolder, tmp_pat
     kept = load_model(run.path, EmbeddingConditionedLDM)
     assert kept.config.encoder_id == model.config.encoder_id == features.encoder["id"]
     assert run.provenance.inputs["encoder"] == kept.config.encoder_id
+    assert kept.config.autoencoder_id == weights_id(autoencoder())
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, kept.state_dict()[name])
 

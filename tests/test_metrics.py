@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from pathgen.errors import DataError
+from pathgen.evaluate.judgement import summary
 from pathgen.evaluate.metrics import (
     METRICS,
     bootstrap_interval,
@@ -22,7 +23,6 @@ from pathgen.evaluate.predictions import (
     Predictions,
     evaluate_predictions,
     read_predictions,
-    summary,
     write_predictions,
 )
 
@@ -203,6 +203,9 @@ def test_a_file_gives_the_metrics_of_its_arrays(tmp_path: Path) -> None:
     )
     assert got["baselines"]["majority"]["accuracy"] == np.bincount(y).max() / 40
     assert summary(got).startswith(f"accuracy {want['accuracy']:.3f} [")
+    mean = got["fold_mean"]["accuracy"]
+    assert "on 40 slides of 20 patients; mean of 2 folds: " in summary(got)
+    assert f"accuracy {mean['mean']:.3f} (sd {mean['sd']:.3f}), AUC 0." in summary(got)
 
 
 TEXT = st.text(st.characters(categories=("L", "N", "P", "S")), min_size=1, max_size=10)
@@ -240,6 +243,49 @@ def test_targets_from_another_file(tmp_path: Path) -> None:
     ]  # fmt: skip
     with pytest.raises(DataError, match="predictions without labels"):
         evaluate_predictions(path)
+
+
+def test_a_number_is_a_position_only_where_no_class_has_its_name(tmp_path: Path) -> None:
+    path, targets = tmp_path / "mine.csv", tmp_path / "targets.csv"
+    rows = [f"S{i},{','.join(str(float(i % 5 == c)) for c in range(5))}\n" for i in range(8)]
+    numbers = range(1, 6)
+    path.write_text(f"slide,{','.join(f'p_{i}' for i in numbers)}\n{''.join(rows)}")
+    targets.write_text("slide,label\n" + "".join(f"S{i},{(i + 1) % 5}\n" for i in range(8)))
+    with pytest.raises(DataError, match=r"label is no class.*'0'; classes are 1, 2, 3, 4, 5"):
+        evaluate_predictions(path, targets=targets)
+    targets.write_text("slide,label\nS0,0\nS1,0\n")  # none is a class's name, but 1 would be
+    with pytest.raises(DataError, match="label is no class"):
+        evaluate_predictions(path, targets=targets)
+    path.write_text(f"slide,{','.join(f'p_{c}' for c in 'vwxyz')}\n{''.join(rows)}")
+    targets.write_text("slide,label\n" + "".join(f"S{i},{i % 5}\n" for i in range(8)))
+    got = evaluate_predictions(path, targets=targets)
+    assert got["accuracy"] == 1
+    assert got["notes"] == ["labels are read as positions: 0 is v"]
+
+
+def test_what_is_not_known_is_not_judged(tmp_path: Path) -> None:
+    path, targets = tmp_path / "predictions.csv", tmp_path / "targets.csv"
+    path.write_text("slide,label,predicted\nA,x,x\nB,NA,x\nC,y,y\n")
+    got = evaluate_predictions(path)
+    assert (got["n"], got["classes"]) == (2, ["x", "y"])
+    assert got["notes"] == ["1 prediction without a label left out ('B')"]
+    path.write_text("slide,label,predicted\nA,NA,NA\nC,y,y\n")  # here it is a class
+    assert evaluate_predictions(path)["n"] == 2
+    targets.write_text("slide,label\nA,y\nC,n/a\n")
+    got = evaluate_predictions(path, targets=targets)
+    assert got["n"] == 1
+    assert got["notes"][-1] == "1 label cell ('n/a') read as no label"
+
+
+def test_patients_of_the_targets(tmp_path: Path) -> None:
+    path, targets = tmp_path / "predictions.csv", tmp_path / "targets.csv"
+    path.write_text("slide,predicted\nA,x\nB,x\nC,y\n")
+    targets.write_text("slide,label,Subject ID\nA,x,p\nB,y,p\nC,y,\n")
+    assert evaluate_predictions(path, targets=targets)["patients"] == 2
+    with pytest.raises(DataError, match="Did you mean 'Subject ID'"):
+        evaluate_predictions(path, targets=targets, patient_column="subjectid1")
+    path.write_text("slide,Patient ID,label,predicted\nA,p,x,x\nB,p,y,x\nC,,y,y\n")
+    assert evaluate_predictions(path)["patients"] == 2
 
 
 @pytest.mark.parametrize(

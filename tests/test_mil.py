@@ -13,6 +13,7 @@ from helpers_mil import DIM, witness_bags, write_cohort
 from sklearn.linear_model import LogisticRegression
 
 import pathgen.evaluate.mil as evaluation
+from pathgen.cli import main
 from pathgen.data.bags import Bags
 from pathgen.data.splits import folds
 from pathgen.errors import ConfigError, DataError, RunError
@@ -273,6 +274,7 @@ def test_a_cross_validation(cohort: Path, tmp_path: Path) -> None:
     # metrics.json is what `pathgen evaluate mil` computes from the file.
     metrics = json.loads((tmp_path / "mil" / "metrics.json").read_text())
     fresh = evaluate_predictions(tmp_path / "mil", seed=0)
+    assert metrics["notes"].pop(0) == "8 patients (column 'patient')"
     assert {k: metrics[k] for k in fresh} == json.loads(json.dumps(fresh))
     assert len((tmp_path / "mil" / "fold-0" / "log.jsonl").read_text().splitlines()) == 3
     parts = json.loads((tmp_path / "mil" / "splits.json").read_text())
@@ -320,6 +322,36 @@ def test_a_broken_off_run_goes_on_with_the_next_fold(
     _train(cohort, tmp_path / "broken")
     assert calls == ["MIL head, fold 0", "MIL head, fold 1", "MIL head, fold 1"]
     assert _files(tmp_path / "broken") == _files(tmp_path / "whole")
+
+
+def test_patients_under_another_name_stay_together(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (cohort / "labels.csv").read_text()
+    labels = tmp_path / "labels.csv"
+    labels.write_text(text.replace("patient", "Owner", 1))
+    arguments = ["train-mil", str(cohort / "features"), "--labels", str(labels), "--set", "folds=2"]
+    arguments += ["--set", "epochs=1", "--set", "model.embed=8", "--set", "model.hidden=8"]
+    command = [*arguments, "--device", "cpu", "-o"]
+    said = []
+    for out, more in (("with", ["--patient-column", "owner"]), ("without", [])):
+        with pytest.raises(SystemExit) as end:
+            main([*command, str(tmp_path / out), *more])
+        assert end.value.code == 0
+        said.append(capsys.readouterr())
+    assert "8 patients (column 'Owner')" in said[0].err
+    assert "on 16 slides of 8 patients; mean of 2 folds: accuracy 0." in said[0].out
+    assert "no patient column: each slide counts as a patient of its own" in said[1].err
+    owners = {line.split(",")[0][:4]: line.split(",")[2] for line in text.splitlines()[1:]}
+    for part in json.loads((tmp_path / "with" / "splits.json").read_text()):
+        sides = [{owners[name] for name in names} for names in part.values()]
+        assert sum(map(len, sides)) == len(set.union(*sides)) == 8
+    notes = json.loads((tmp_path / "without" / "metrics.json").read_text())["notes"]
+    assert notes[0].startswith("16 patients (no patient column")
+    with pytest.raises(SystemExit) as end:
+        main([*command, str(tmp_path / "typo"), "--patient-column", "ovner"])
+    assert end.value.code == 2
+    assert "id you mean 'Owner'?" in capsys.readouterr().err
 
 
 def test_bad_settings_are_named(cohort: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from helpers_pretrain import MINUTE, STEPS, Watched, image_folder
 from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
 
 from pathgen.errors import ConfigError, NoInputError, RunError, Stopped
 from pathgen.extract import load_encoder
@@ -18,6 +20,8 @@ from pathgen.plan import plan_pretrain
 from pathgen.pretraining import STAGES, PretrainConfig, PretrainResult, pretrain, resolve
 from pathgen.recipes import recipe_names
 from pathgen.stores import SelfAugmentationStore, find_stores
+from pathgen.train.dino import DinoConfig
+from pathgen.train.optimize import OptimConfig
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -102,8 +106,10 @@ def test_another_seed_gives_other_weights_and_is_refused_in_the_same_folder(
     other = pretrain(images, tmp_path / "r", "tiny", overrides=MINUTE, seed=1, stages=["dino"])
     name = "dino/model/model.safetensors"
     assert (other.out / name).read_bytes() != (whole.out / name).read_bytes()
+    said = (whole.out / "config.yaml").read_text()
     with pytest.raises(RunError, match="PG-T04"):
         pretrain(images, whole.out, "tiny", overrides=MINUTE, seed=1)
+    assert (whole.out / "config.yaml").read_text() == said
 
 
 @pytest.mark.parametrize(
@@ -133,6 +139,30 @@ def test_gen_dino_is_dinos_recipe_unless_it_says_otherwise() -> None:
     assert config.gen_dino.optim == config.dino.optim
     assert config.gen_dino.optim.lr == 0.5
     assert (config.dino.disentangle_weight, config.gen_dino.disentangle_weight) == (1.0, 0.25)
+
+
+def test_gen_dino_follows_settings_built_in_python_too() -> None:
+    config = PretrainConfig(dino=DinoConfig(optim=OptimConfig(batch_size=7)))
+    assert config.gen_dino.optim.batch_size == 7
+
+
+def test_a_warm_up_longer_than_the_training_is_refused(images: Path, tmp_path: Path) -> None:
+    settings = [*MINUTE, "dino.optim.warmup_steps=null", "dino.optim.warmup_epochs=10"]
+    with pytest.raises(ConfigError, match="warm-up takes 30 steps of 3; an epoch has 3"):
+        pretrain(images, tmp_path / "run", "tiny", overrides=settings, stages=["dino"])
+
+
+def test_another_autoencoder_makes_the_diffusion_model_another(
+    whole: PretrainResult, images: Path, tmp_path: Path
+) -> None:
+    """Equal settings, other weights, as another device gives: nothing old is taken for new."""
+    run = tmp_path / "run"
+    shutil.copytree(whole.out, run)
+    weights = run / "autoencoder" / "model" / "model.safetensors"
+    tensors = load_file(weights)
+    save_file({name: tensor + 0.01 for name, tensor in tensors.items()}, weights)
+    with pytest.raises(RunError, match=r"PG-T04.*autoencoder"):
+        pretrain(images, run, "tiny", overrides=MINUTE)
 
 
 def test_a_recipe_is_frozen_and_knows_its_settings() -> None:

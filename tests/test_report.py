@@ -179,6 +179,8 @@ def put_mil(folder: Path) -> None:
         "confusion": [[4, 0, 0], [1, 3, 0], [0, 2, 2]],
         "intervals": {"accuracy": [0.5, 0.917], "auc": None, "undefined": {}},
         "folds": [{"fold": 0, **fold}, {"fold": 1, **fold}],
+        "fold_mean": {"accuracy": {"mean": 0.512, "sd": 0.0234}, "auc": None,
+                      "macro_f1": {"mean": 0.4, "sd": None}},
         "baselines": {"majority": {"accuracy": 0.333, "predicts": "0"}},
     }  # fmt: skip
     put(folder / "metrics.json", values)
@@ -403,10 +405,45 @@ def test_the_classifier_has_intervals_a_matrix_and_its_surest_error_first(page: 
     assert page.text.index(" sure ") < page.text.index(" unsure ")
 
 
+def test_the_mean_over_folds_stands_under_them(study: Path) -> None:
+    raw = report(study / "mil").raw
+    row = re.search(r"<tr><td>mean \(sd\)</td>.*?</tr>", raw, re.DOTALL)
+    assert row
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", row[0])
+    assert cells == ["mean (sd)", "", "0.512 (0.023)", "\N{EN DASH}", "0.400", "\N{EN DASH}",
+                     "\N{EN DASH}"]  # fmt: skip
+    path = study / "mil" / "metrics.json"
+    for wrong in (None, 3, {"accuracy": 1}, {"accuracy": {"mean": "x"}}):
+        put(path, json.loads(path.read_text()) | {"fold_mean": wrong})
+        assert "Each fold on its own" in report(study / "mil").text
+
+
+def test_it_says_when_cross_validation_is_transductive(page: Page) -> None:
+    assert "If the encoder was pretrained on these slides, this cross-validation" in page.text
+
+
 def test_commands_are_there_to_copy_or_taken_from_the_run(page: Page, study: Path) -> None:
     assert ("code", "pathgen tile s/ -o 'a b' <x") in page.texts
     (study / "commands.json").unlink()
     assert "pathgen pretrain tiles -o runs/tiny" in report(study).text
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "/home/jane doe/MRN 12345 Smith/tiles", "C:/Users/jane/MRN 12345/tiles",
+        "C:\\Users\\jane\\tiles", "file:///home/jane/tiles/", "s3://jane/tiles", "~/jane/tiles",
+        "--out=/home/jane doe/tiles",
+    ],
+)  # fmt: skip
+def test_a_command_shows_no_folders_of_whoever_gave_it(study: Path, word: str) -> None:
+    (study / "commands.json").unlink()
+    place = study / "runs" / "tiny" / "environment.json"
+    put(place, {**json.loads(place.read_text()), "command": ["/opt/bin/pathgen", "tile", word]})
+    text = report(study).text
+    assert "pathgen tile " in text
+    assert "jane" not in text
+    assert "MRN" not in text
 
 
 # --- parts of it alone ------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from pathgen import commit
 from pathgen.errors import NoInputError, StoreError
 from pathgen.provenance import Provenance
 from pathgen.stores import (
@@ -297,6 +298,15 @@ def test_closed_handles_open_again(path: Path) -> None:
     for _ in range(2):
         np.testing.assert_array_equal(table.read("x"), rows["x"])
         table.close()
+
+
+def test_a_store_made_anew_is_read_anew(path: Path) -> None:
+    """Its file may still be open under the same name."""
+    fill(path, 20, seed=1)
+    before = open_table(path).read_bytes("image")
+    commit.discard(path)
+    rows = fill(path, 20, seed=2)
+    assert open_table(path).read_bytes("image") == rows["image"] != before
 
 
 def test_more_tables_than_open_files_and_threads_on_them(

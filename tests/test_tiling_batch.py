@@ -162,15 +162,13 @@ def test_overwrite_replaces_the_stores(slides: Path, copy: Path) -> None:
     assert all(open_store(path).attrs["target_mpp"] == 1.0 for path in report.stores)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "foreign"])
+@pytest.mark.parametrize("damage", ["cut", "flip"])
 def test_a_broken_store_is_made_again(slides: Path, tiled: Path, copy: Path, damage: str) -> None:
     data = bytearray((copy / "a.h5").read_bytes())
     if damage == "cut":
         data = data[: len(data) // 2]
-    elif damage == "flip":
-        data[-2000] ^= 255
     else:
-        data = bytearray(b"something else")
+        data[-2000] ^= 255
     (copy / "a.h5").write_bytes(data)
     tile(slides, copy, SMALL, workers=0)
     assert hashes(copy) == hashes(tiled)
@@ -312,7 +310,8 @@ def test_a_crashing_task_is_found_and_the_others_end() -> None:
 
 
 SCRIPT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell starts us with &
 from pathgen.tiling import TileConfig, tile
 tile(sys.argv[1], sys.argv[2], TileConfig(patch_size=128, thumbnail_px=256), workers=2)
 """

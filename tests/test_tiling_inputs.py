@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from pathgen.errors import DataError, NoInputError
 from pathgen.tiling import find_slides
 from pathgen.tiling.inputs import SlideInput, safe_name, series_of
+from pathgen.tiling.lists import read_list
 
 
 def touch(root: Path, *names: str) -> None:
@@ -136,6 +138,7 @@ def test_nothing_there_is_an_error_with_a_hint(tmp_path: Path) -> None:
         ("PATIENT;FILENAME;spacing", "P1;s/a.svs;0,25"),
         ("sample_id\timage_path\tmask_path\tspacing_at_level_0", "id\ts/a.svs\t\t0.25"),
         ("case_id,slide_id,label,mpp_x", "P1,s/a,NA,0.25"),
+        ("Slide ID,Patient-ID,MPP", "s/a,P1,0.25"),
     ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
@@ -167,6 +170,67 @@ def test_labels_stay_text(tmp_path: Path) -> None:
     slides = by_name(tmp_path / "list.csv")
     assert (slides["001"].label, slides["001"].patient) == ("007", "1e3")
     assert (slides["a,b"].label, slides["a,b"].patient) == ("NA", None)
+
+
+@pytest.mark.parametrize(
+    ("files", "listed", "found"),
+    [
+        (["m.mrxs", "m/Slidedat.ini"], "m", "m.mrxs"),
+        (["a.svs", "a.xml", "a.txt", "a.geojson", "a.h5"], "a", "a.svs"),
+        (["a.svs", "a.png"], "a", "a.svs"),
+        (["a.png"], "a", "a.png"),
+        (["a.ome.tif", "a.txt"], "a", "a.ome.tif"),
+        (["d/1.dcm", "d.csv"], "d", "d"),
+        (["TCGA.1-2.SVS", "TCGA.1-2.svs.bak"], "TCGA.1-2", "TCGA.1-2.SVS"),
+        (["a.svs", "a.ndpi"], "a", None),
+        (["a.xml"], "a", None),
+    ],
+)
+def test_a_stem_means_the_slide_of_that_name(
+    tmp_path: Path, files: list[str], listed: str, found: str | None
+) -> None:
+    touch(tmp_path, *files)
+    (tmp_path / "list.tsv").write_text(f"slide_id\n{listed}\n")
+    (slide,) = find_slides(tmp_path / "list.tsv")[0]
+    assert (slide.problem is None) == (found is not None)
+    assert slide.path == tmp_path / (found or listed)
+
+
+def test_long_lists_are_read_at_once(tmp_path: Path) -> None:
+    count = 10_000
+    for i in range(0, count, 2):
+        (tmp_path / f"slide-{i:05d}.svs").touch()
+    lines = "\n".join(f"slide-{i:05d}" for i in range(count))
+    (tmp_path / "list.csv").write_text(f"slide_id\n{lines}\n")
+    start = time.perf_counter()
+    listed = read_list(tmp_path / "list.csv")
+    assert time.perf_counter() - start < 5
+    problems = [slide.problem for slide in listed if slide.problem]
+    assert (len(listed), len(problems)) == (count, count // 2)
+    assert all(problem.code == "PG-N02" for problem in problems)
+    assert "did you mean" in (problems[0].hint or "")
+
+
+@pytest.mark.parametrize("first", ["folder", "list"])
+def test_a_list_beside_its_folder_keeps_its_values(tmp_path: Path, first: str) -> None:
+    touch(tmp_path, "s/a.svs", "s/b.svs")
+    (tmp_path / "list.csv").write_text("slide,mpp,label,patient\ns/a.svs,0.25,1,P1\n")
+    given = [tmp_path / "s", tmp_path / "list.csv"]
+    slides = find_slides(given if first == "folder" else given[::-1])[0]
+    assert {(s.path.name, s.mpp, s.label, s.patient) for s in slides} == {
+        ("a.svs", 0.25, "1", "P1"), ("b.svs", None, None, None)
+    }  # fmt: skip
+
+
+def test_lists_that_disagree_are_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "a.svs")
+    (tmp_path / "x.csv").write_text("slide,label,patient\na.svs,1,\n")
+    (tmp_path / "y.csv").write_text("slide,label,patient\na.svs,,P1\n")
+    (slide,) = find_slides([tmp_path / "x.csv", tmp_path / "y.csv"])[0]
+    assert (slide.label, slide.patient) == ("1", "P1")
+    (tmp_path / "y.csv").write_text("slide,label\na.svs,2\n")
+    with pytest.raises(DataError, match=r"PG-N06.*twice.*Label is '1' .* '2'"):
+        find_slides([tmp_path / "x.csv", tmp_path / "y.csv"])
 
 
 @pytest.mark.parametrize(

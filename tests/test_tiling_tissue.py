@@ -16,8 +16,8 @@ from pathgen.errors import SlideError
 from pathgen.synthetic import SlideSpec, make_slide
 from pathgen.tiling import TissueConfig, find_tissue, open_slide
 from pathgen.tiling.overview import Overview
-from pathgen.tiling.stain import STAINED, hed, score_factor, stain_scores
-from pathgen.tiling.tissue import mask_of
+from pathgen.tiling.stain import STAINED, STAINS, hed, score_factor, stain_scores
+from pathgen.tiling.tissue import background, mask_of
 
 rgb_images = st.integers(0, 2**32 - 1).map(
     lambda seed: np.random.default_rng(seed).integers(0, 256, (2, 16, 16, 3), np.uint8)
@@ -39,6 +39,21 @@ def test_scores_follow_from_hed(images: NDArray[np.uint8]) -> None:
         np.testing.assert_allclose(scores[f"{stain}_mean"], density[..., i].mean((1, 2)), atol=1e-4)
         np.testing.assert_allclose(scores[stain], (density[..., i] > least).mean((1, 2)), atol=0.01)
         assert scores[stain].dtype == np.float32
+
+
+@given(rgb_images, st.integers(200, 255))
+def test_light_is_divided_by_the_background(images: NDArray[np.uint8], glass: int) -> None:
+    through = np.clip(images / glass, 1e-6, 1)
+    expected = np.maximum(-np.log10(through) @ np.linalg.inv(STAINS), 0)
+    np.testing.assert_allclose(hed(images, (glass,) * 3), expected, atol=1e-4)
+
+
+def test_gray_glass_scores_nothing_against_itself() -> None:
+    glass = np.full((1, 64, 64, 3), 210, np.uint8)
+    assert stain_scores(glass)["hematoxylin_mean"][0] > 0.03
+    scores = stain_scores(glass - 2, background=(210, 210, 210))
+    assert scores["hematoxylin"][0] == 0
+    assert scores["hematoxylin_mean"][0] < 0.01
 
 
 def test_averaged_scores_are_near_those_at_full_resolution() -> None:
@@ -64,6 +79,23 @@ def test_nuclei_pink_and_glass_come_apart() -> None:
 @pytest.mark.parametrize(("mpp", "factor"), [(0.1, 8), (0.25, 8), (0.5, 4), (1.0, 2), (4.0, 1)])
 def test_scores_are_measured_at_one_physical_scale(mpp: float, factor: int) -> None:
     assert score_factor(mpp) == factor
+
+
+@pytest.mark.parametrize(
+    ("color", "glass"),
+    [
+        ((210, 210, 210), (210, 210, 210)),
+        ((240, 236, 225), (240, 236, 225)),
+        ((226, 190, 210), (255, 255, 255)),
+    ],
+    ids=["gray", "warm", "pink to the edges"],
+)
+def test_background_is_glass_or_white(
+    color: tuple[int, int, int], glass: tuple[int, int, int]
+) -> None:
+    image = np.full((100, 100, 3), color, np.uint8)
+    image[:60] = (120, 60, 140)
+    assert background(image) == glass
 
 
 # Tissue

@@ -10,7 +10,7 @@ from typing import Any
 from pathgen.augment.judge import draw_sheet, likeness_metrics
 from pathgen.augment.paint import Conditions, Painter
 from pathgen.augment.plan import AugmentConfig, plan_recipes
-from pathgen.commit import discard, lock, sweep, writable_folder, write_json
+from pathgen.commit import discard, lock, read_json, sweep, writable_folder, write_json
 from pathgen.data.sources import PatchSource
 from pathgen.errors import ConfigError, RunError, StoreError
 from pathgen.models.autoencoder import Autoencoder
@@ -18,7 +18,7 @@ from pathgen.models.encoder import Encoder
 from pathgen.models.ldm import EmbeddingConditionedLDM
 from pathgen.models.weights import weights_id
 from pathgen.progress import Progress, Silent, Task
-from pathgen.provenance import Provenance
+from pathgen.provenance import Provenance, digest
 from pathgen.stores.augmentations import Recipe, SelfAugmentationStore, recipe_columns
 from pathgen.stores.codec import encode_patch
 from pathgen.stores.features import FeatureStore
@@ -34,68 +34,72 @@ def augment(
     out: Path,
     config: AugmentConfig | None = None,
     *,
-    ids: Mapping[str, str] | None = None,
     sources: Sequence[PatchSource] | None = None,
     overwrite: bool = False,
     device: str = "auto",
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Draw the plan: one `SelfAugmentationStore` for each feature store, under the same name.
+    """Draw the plan: a `SelfAugmentationStore` for each feature store, under the same name.
+
+    A source with more than `config.shard` images gets several, ``name-00000.h5`` and so on: each
+    is there whole or not at all, and a stopped run goes on with the first that is missing.
 
     Each image depends on its recipe and the models. Its place in a batch changes it by no more
     than the rounding of float32 sums, which may tip a few pixel values by 1; so `batch_size`
     counts as a setting in the stores' provenance. Stores that are there already, made with the
     same models, features and settings, are kept. Also writes `metrics.json` (the cosines),
-    `done.json` and, with `sources`, `sheet.png`.
+    `done.json` (with the names of the stores) and, with `sources`, `sheet.png`.
 
     Args:
         encoder: the one that made `features`; draws are embedded anew with it. None: no cosine.
-        ids: ids of the runs behind the models, under `encoder` and `ldm`; by default the
-            digests of the weights.
         sources: the real patches, row for row those of `features`, for the sheet only.
 
     Returns:
-        Paths of the stores, in the order of `features`.
+        Paths of the stores, in the order of `features` and, within one, of the patches.
 
     Raises:
         NoInputError: no embeddings. RunError: PG-T04, the features are not of the encoder that
             the diffusion model was trained on. StoreError: PG-O18, `out` holds other images.
         ConfigError: PG-C05, no such device; the models do not fit each other.
     """
-    config, progress = config or AugmentConfig(), progress or Silent()
+    config, progress, out = config or AugmentConfig(), progress or Silent(), Path(out)
     recipes = plan_recipes(features, config)
     check_models(ldm, autoencoder, encoder, features)
-    names = {"encoder": one_encoder(features), "ldm": weights_id(ldm)} | dict(ids or {})
     facts = {
-        "encoder": names["encoder"], "ldm": names["ldm"], "autoencoder": weights_id(autoencoder),
-        "guidance": config.guidance, "steps": config.steps, "sampler": config.sampler,
+        "encoder": one_encoder(features), "ldm": weights_id(ldm),
+        "autoencoder": weights_id(autoencoder), "guidance": config.guidance,
+        "steps": config.steps, "sampler": config.sampler,
     }  # fmt: skip
+    works = _works(out, features, recipes, config, facts)
+    paths = [work.path for work in works]
     place = find_device(device)
     autoencoder = autoencoder.to(place).eval()
     painter = Painter(ldm.to(place).eval(), autoencoder, Conditions(features), config)
     if encoder is not None:
         encoder = encoder.to(place).eval()
 
-    out = writable_folder(Path(out))
+    out = writable_folder(out)
     with lock(out):
         sweep(out)
-        paths = [out / f"{name}.{config.format}" for name in _names(features)]
-        works = [
-            _Work(path, _provenance(store, features, config, facts), own)
-            for path, store, own in zip(paths, features, _shares(features, recipes), strict=True)
-        ]
         missing = works if overwrite else [work for work in works if not work.is_done()]
-        if missing or not (out / "done.json").exists():
+        stores = [path.relative_to(out).as_posix() for path in paths]
+        result = {"stage": "augment", "images": len(recipes), **facts, "stores": stores}
+        if missing or _finished(out) != result:
             discard(out / "done.json")
             done = len(recipes) - sum(len(work.recipes) for work in missing)
             with progress.task("augment", len(recipes), done) as task:
                 for work in missing:
-                    work.do(painter, encoder, features, facts, task)
+                    work.do(painter, encoder, facts, task)
             if sources is not None:
                 draw_sheet(out / "sheet.png", painter, features, sources)
             write_json(out / "metrics.json", likeness_metrics(paths, painter.conditions, config))
-            write_json(out / "done.json", {"stage": "augment", "images": len(recipes), **facts})
+            write_json(out / "done.json", result)
     return paths
+
+
+def _finished(out: Path) -> Any:
+    path = out / "done.json"
+    return read_json(path) if path.exists() else None
 
 
 class _Work:
@@ -122,12 +126,13 @@ class _Work:
         self,
         painter: Painter,
         encoder: Encoder | None,
-        features: Sequence[FeatureStore],
         facts: Mapping[str, Any],
         task: Task,
     ) -> None:
         """Draw everything, then let the store appear."""
-        sources = [str(store.source["id"]) for store in features]
+        # Only those its recipes speak of: a list of all slides in each store grows as a square.
+        named = (ref.store for recipe in self.recipes for ref in (recipe.primary, recipe.secondary))
+        sources = list(dict.fromkeys(named))
         size = painter.autoencoder.config.image_size
         batch = painter.config.batch_size
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -163,6 +168,14 @@ def check_models(
                 why=f"they are of {made_by}, {whose} {known}",
                 hint="extract features with the encoder that the diffusion model was trained on",
             )  # fmt: skip
+    theirs = ldm.config.autoencoder_id
+    if theirs and theirs != weights_id(autoencoder):
+        raise RunError(
+            "latents are of another autoencoder", where="autoencoder",
+            why=f"the diffusion model was trained on those of {theirs}, this one is "
+            f"{weights_id(autoencoder)}",
+            hint="train the diffusion model again: pathgen pretrain --stages ldm --overwrite",
+        )  # fmt: skip
     if ldm.latent_shape != autoencoder.latent_shape:
         raise ConfigError(
             "diffusion model and autoencoder do not fit", where="latent shape",
@@ -170,18 +183,30 @@ def check_models(
         )  # fmt: skip
 
 
-def _provenance(
-    store: FeatureStore,
+def _works(
+    out: Path,
     features: Sequence[FeatureStore],
+    recipes: Sequence[Recipe],
     config: AugmentConfig,
     facts: Mapping[str, Any],
-) -> Provenance:
+) -> list[_Work]:
+    """The stores to make, at most `config.shard` images each."""
     inputs = {role: str(facts[role]) for role in ("encoder", "ldm", "autoencoder")}
-    # All of them: any patch may be the second half of a blend.
-    inputs |= {f"features {i:05d} {other.name}": other.id for i, other in enumerate(features)}
-    return Provenance(
-        stage="augment", config=config.model_dump(mode="json"), inputs={**inputs, "of": store.id}
-    )
+    # Any patch may be the second half of a blend, so all features count: as one digest.
+    inputs["features"] = digest([store.id for store in features])
+    works = []
+    for name, store, own in zip(
+        _names(features), features, _shares(features, recipes), strict=True
+    ):
+        parts = [own[i : i + config.shard] for i in range(0, len(own), config.shard)] or [[]]
+        for number, part in enumerate(parts):
+            place = {"of": store.id, "part": f"{number} of {len(parts)}"}
+            provenance = Provenance(
+                stage="augment", config=config.model_dump(mode="json"), inputs={**inputs, **place}
+            )
+            suffix = f"-{number:05d}" if len(parts) > 1 else ""
+            works.append(_Work(out / f"{name}{suffix}.{config.format}", provenance, part))
+    return works
 
 
 def _names(features: Sequence[FeatureStore]) -> list[str]:

@@ -35,6 +35,8 @@ class AugmentConfig(Config):
     sampler: Sampler = "ddim"
     batch_size: int = Field(default=64, ge=1)
     seed: int = Field(default=0, ge=0)
+    shard: int = Field(default=10_000, ge=1)
+    """Most images in one store: what a stop can cost. A source with more gets several stores."""
     format: Literal["h5", "zarr"] = "h5"
 
     @model_validator(mode="after")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathgen.data.labels import (
+    Labeled,
+    LabelTable,
     class_order,
     count,
     load_labels,
@@ -78,6 +80,15 @@ class BagReport:
     """id of the encoder"""
     id: str
     """16 hex digits of the feature stores used; equal ids, equal vectors"""
+    patients: int
+    """how many there are"""
+    patient_source: str
+    """who said so: the column, the stores, or nobody"""
+
+    @property
+    def patient_note(self) -> str:
+        """``12 patients (column 'patient')``: what keeps slides of one patient together."""
+        return f"{count(self.patients, 'patient')} ({self.patient_source})"
 
 
 def load_bags(
@@ -85,19 +96,21 @@ def load_bags(
     labels: Path | str,
     *,
     label_column: str | None = None,
+    patient_column: str | None = None,
     strict: bool = False,
 ) -> tuple[Bags, BagReport]:
     """Join feature stores with a CSV of slide, label and, if there is one, patient.
 
-    Slides without a label and slides without a vector are left out and reported. Without a
-    patient column the patient known at tiling counts, else each slide is its own patient. Classes
-    that are all numbers are in order of value, others alphabetical. All vectors are read into
-    memory, as float32.
+    Slides without a label and slides without a vector are left out and reported. Where the CSV
+    names no patient the one known at tiling counts, else each slide is its own patient; the report
+    says which. Classes that are all numbers are in order of value, others alphabetical. All
+    vectors are read into memory, as float32.
 
     Args:
         features: feature stores, or folders of them.
         labels: see `pathgen.data.labels.load_labels`.
         label_column: name of the label column when it has another name.
+        patient_column: name of the patient column when it has another name.
         strict: raise instead of leaving slides out.
 
     Raises:
@@ -106,7 +119,7 @@ def load_bags(
         NoInputError, StoreError: no stores, or one is damaged.
     """
     stores = _open(features)
-    table = load_labels(labels, label_column=label_column)
+    table = load_labels(labels, label_column=label_column, patient_column=patient_column)
     rows = match(list(stores), table)
     labeled = {name: row for name, row in rows.items() if row.label is not None}
     unlabeled = [name for name in stores if name not in labeled]
@@ -116,21 +129,22 @@ def load_bags(
     if not used or (strict and messages):
         raise DataError(
             "labels and features do not fit together" if used else "no slide has a label",
-            where=table.path.name, why="; ".join(messages),
+            where=table.path.name, why="; ".join([*messages, *table.notes]),
             hint="name slides in the CSV as in the features folder",
         )  # fmt: skip
+    groups, source, doubts = _patients(used, labeled, stores, table)
     classes = class_order([str(labeled[name].label) for name in used])
     bags = Bags(
         [_vectors(stores[name]) for name in used],
         np.array([classes.index(str(labeled[name].label)) for name in used], np.int64),
         used,
-        [labeled[name].patient or stores[name].patient or name for name in used],
+        groups,
         classes,
     )
     encoder = str(stores[used[0]].encoder.get("id", ""))
     report = BagReport(
-        tuple(unlabeled), tuple(empty), tuple(messages), table.column, encoder,
-        digest([[name, stores[name].id] for name in used]),
+        tuple(unlabeled), tuple(empty), (*messages, *table.notes, *doubts), table.column, encoder,
+        digest([[name, stores[name].id] for name in used]), len(set(groups)), source,
     )  # fmt: skip
     for store in stores.values():
         store.close()
@@ -158,6 +172,34 @@ def _open(features: Path | str | Sequence[Path | str]) -> dict[str, FeatureStore
                 hint="give the features of one encoder",
             )  # fmt: skip
     return dict(sorted(found.items()))
+
+
+def _patients(
+    used: Sequence[str],
+    labeled: Mapping[str, Labeled],
+    stores: Mapping[str, FeatureStore],
+    table: LabelTable,
+) -> tuple[list[str], str, list[str]]:
+    """Patient of each slide, who said so, and which are not known."""
+    named = [labeled[name].patient or stores[name].patient for name in used]
+    groups = [patient or name for patient, name in zip(named, used, strict=True)]
+    doubts = []
+    if table.patient_column is not None:
+        source = f"column {table.patient_column!r}"
+        blank = [row.slide for row in table.rows.values() if row.patient is None]
+        if blank:
+            doubts.append(f"{count(len(blank), 'row')} without a patient ({shown(blank)})")
+    elif any(named):
+        source = "known from tiling"
+    else:
+        return groups, "no patient column: each slide counts as a patient of its own", []
+    alone = [name for patient, name in zip(named, used, strict=True) if not patient]
+    if alone:
+        doubts.append(
+            f"{count(len(alone), 'slide')} of no known patient ({shown(alone)}): each counts as a "
+            "patient of its own"
+        )
+    return groups, source, doubts
 
 
 def _vectors(store: FeatureStore) -> NDArray[np.float32]:

@@ -1,29 +1,28 @@
 """Labels of slides from a CSV that people made by hand: read strictly, matched by name.
 
-Cells stay text: ``NA`` and ``007`` are what they say. The separator is a comma, semicolon or tab;
-the encoding UTF-8, UTF-16 with its mark, or Windows-1252.
+Cells stay text: ``007`` and ``none`` are what they say, but ``NA`` and ``nan`` are no label.
 """
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from pathgen.columns import PATIENT, folded
+from pathgen.data.cells import Cells, bad, read_cells
 from pathgen.errors import DataError
 
-#: role -> accepted column names, best first; case does not matter.
+#: role -> accepted column names, best first; see `folded` for what does not matter.
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "slide": (
         "slide", "wsi", "slide_id", "image_path", "filename", "sample_id", "image_id",
         "image_name", "name",
     ),
     "label": ("label", "isup_grade", "grade", "class", "target"),
-    "patient": ("patient", "patient_id", "case_id"),
+    "patient": PATIENT,
 }  # fmt: skip
 #: Endings that are no part of a slide's name, longest first.
 ENDINGS = (
@@ -33,8 +32,12 @@ ENDINGS = (
 )  # fmt: skip
 
 
+#: Cells that say that nothing is known, in any case; "none" may be a class.
+MISSING = frozenset({"", "na", "n/a", "#n/a", "<na>", "nan"})
+
+
 class Labeled(NamedTuple):
-    """One row: the slide as written, its label and patient (None where the cell is empty)."""
+    """One row: the slide as written, its label and patient (None where they are `MISSING`)."""
 
     slide: str
     label: str | None
@@ -50,13 +53,9 @@ class LabelTable:
     column: str
     """name of the label column"""
     rows: Mapping[str, Labeled]
-
-
-class Cells(NamedTuple):
-    """A CSV as text: `header` as written, and (line number, cells) of every row that has any."""
-
-    header: list[str]
-    rows: list[tuple[int, list[str]]]
+    patient_column: str | None = None
+    notes: tuple[str, ...] = ()
+    """what a person should know of how cells and columns were read"""
 
 
 def slide_key(text: str) -> str:
@@ -67,12 +66,15 @@ def slide_key(text: str) -> str:
     return "/".join(part for part in parts if part not in ("", "."))
 
 
-def load_labels(path: Path | str, *, label_column: str | None = None) -> LabelTable:
+def load_labels(
+    path: Path | str, *, label_column: str | None = None, patient_column: str | None = None
+) -> LabelTable:
     """Read a CSV of slide, label and, if there is one, patient.
 
     Args:
         path: the file. Columns are found by `ALIASES`.
         label_column: name of the label column when it has another name.
+        patient_column: name of the patient column when it has another name.
 
     Raises:
         DataError: PG-N06, with the line: not a CSV, a column is missing or stands twice, a row is
@@ -82,58 +84,25 @@ def load_labels(path: Path | str, *, label_column: str | None = None) -> LabelTa
     table = read_cells(path)
     slide, _ = find_column(path, table.header, "slide")
     label, name = find_column(path, table.header, "label", label_column)
-    patient = next((i for i, h in _known(table.header, "patient")), None)
+    others = ["" if i == label else h for i, h in enumerate(table.header)]
+    patient, owner = find_patient(path, others, patient_column) or (None, None)
     rows: dict[str, Labeled] = {}
     for line, cells in table.rows:
         row = Labeled(
-            cells[slide], cells[label] or None, cells[patient] or None if patient is not None
-            else None, line,
+            cells[slide], known(cells[label]), None if patient is None else known(cells[patient]),
+            line,
         )  # fmt: skip
         key = slide_key(row.slide)
         if not key:
-            raise _bad(path, "row without a slide", f"line {line}: {', '.join(cells)}")
+            raise bad(path, "row without a slide", f"line {line}: {', '.join(cells)}")
         before = rows.setdefault(key, row)
         if (before.label, before.patient) != (row.label, row.patient):
-            raise _bad(
+            raise bad(
                 path, "slide stands twice with different values",
                 f"{row.slide!r} is {_shown(before)} in line {before.line} and {_shown(row)} in "
                 f"line {line}", "keep one of the lines",
             )  # fmt: skip
-    return LabelTable(path, name, rows)
-
-
-def read_cells(path: Path) -> Cells:
-    """A CSV with a header; cells stripped. Raises DataError (PG-N06) naming the line."""
-    text = _text(path)
-    lines = text.splitlines()
-    first = next((line for line in lines if line.strip()), "")
-    separator = max((",", ";", "\t"), key=lambda s: len(next(csv.reader([first], delimiter=s), [])))
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-    try:
-        found = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
-    except csv.Error as error:
-        raise _bad(path, "not a readable CSV", f"line {reader.line_num}: {error}") from error
-    found = [(line, row) for line, row in found if any(row)]
-    if len(found) < 2:
-        what = "a header but no rows" if found else "nothing"
-        raise _bad(path, "no labels in this file", f"it has {what}")
-    (_, header), rows = found[0], found[1:]
-    while header and not header[-1]:  # a comma at the end of the header
-        header = header[:-1]
-    for line, row in rows:
-        # Empty cells beyond the header (a comma at the end of each line) shift nothing.
-        if len(row) < len(header) or any(row[len(header) :]):
-            raise _bad(
-                path, "row does not fit the header",
-                f"line {line} has {len(row)} cells, the header {len(header)}: {', '.join(row)}",
-                "quote cells that hold the separator",
-            )  # fmt: skip
-        if broken := next((cell for cell in row if "\n" in cell or "\r" in cell), None):
-            raise _bad(
-                path, "cell runs over several lines", f"it ends in line {line}: {broken[:40]!r}",
-                "look for a quote that is not closed",
-            )  # fmt: skip
-    return Cells(header, [(line, row[: len(header)]) for line, row in rows])
+    return LabelTable(path, name, rows, owner, _notes(table, label, owner))
 
 
 def find_column(
@@ -141,31 +110,47 @@ def find_column(
 ) -> tuple[int, str]:
     """Position and name of the column for a role. Raises DataError (PG-N06)."""
     if wanted is not None:
-        fits = [(i, h) for i, h in enumerate(header) if h.lower() == wanted.strip().lower()]
+        name = wanted.strip().lower()
+        fits = [(i, h) for i, h in enumerate(header) if h and h.lower() == name]
         if not fits:
-            close = difflib.get_close_matches(wanted, header, n=1)
-            raise _bad(
-                path, f"no column {wanted!r}", f"it has: {', '.join(header)}",
-                f"did you mean {close[0]!r}?" if close else None,
+            names = {folded(h): h for h in header if h}
+            close = difflib.get_close_matches(folded(wanted), names, n=1)
+            raise bad(
+                path, f"no column {wanted!r}", f"it has: {', '.join(names.values())}",
+                f"did you mean {names[close[0]]!r}?" if close else None,
             )  # fmt: skip
     else:
         fits = _known(header, role)
         if not fits:
-            raise _bad(
+            raise bad(
                 path, f"no {role} column", f"its first line has: {', '.join(header)}",
                 f"call one of them {ALIASES[role][0]}"
                 + (" or give its name with --label-column" if role == "label" else ""),
             )  # fmt: skip
-        best = fits[0][1].lower()
-        if role == "slide" or best == role:
-            fits = [fit for fit in fits if fit[1].lower() == best]
+        best = folded(fits[0][1])
+        if role != "label" or best == role:
+            fits = [fit for fit in fits if folded(fit[1]) == best]
     if len(fits) > 1:
-        raise _bad(
+        raise bad(
             path, f"several {role} columns", ", ".join(h for _, h in fits),
-            "say which with --label-column" if role == "label" and wanted is None
+            f"say which with --{role}-column" if role != "slide" and wanted is None
             else "rename all but one",
         )  # fmt: skip
     return fits[0]
+
+
+def find_patient(
+    path: Path, header: Sequence[str], wanted: str | None = None
+) -> tuple[int, str] | None:
+    """As `find_column`, but None where no column is known to be the patient's."""
+    if wanted is None and not _known(header, "patient"):
+        return None
+    return find_column(path, header, "patient", wanted)
+
+
+def known(cell: str) -> str | None:
+    """The cell, None where it is `MISSING`."""
+    return None if cell.casefold() in MISSING else cell
 
 
 def match(names: Sequence[str], table: LabelTable) -> dict[str, Labeled]:
@@ -187,10 +172,10 @@ def match(names: Sequence[str], table: LabelTable) -> dict[str, Labeled]:
         fits = [key for key in ends.get(own.rpartition("/")[2], []) if _agree(own, key)]
         fits = [own] if own in fits else fits
         if len(fits) > 1:
-            raise _bad(table.path, "several rows fit one slide", f"{name!r}: {', '.join(fits)}")
+            raise bad(table.path, "several rows fit one slide", f"{name!r}: {', '.join(fits)}")
         for key in fits:
             if key in taken:
-                raise _bad(
+                raise bad(
                     table.path, "a row fits two slides",
                     f"{table.rows[key].slide!r} (line {table.rows[key].line}) fits "
                     f"{taken[key]!r} and {name!r}", "write the folder too",
@@ -261,32 +246,23 @@ def _agree(one: str, other: str) -> bool:
 
 
 def _known(header: Sequence[str], role: str) -> list[tuple[int, str]]:
-    rank = {alias: i for i, alias in enumerate(ALIASES[role])}
-    fits = [(i, h) for i, h in enumerate(header) if h.lower() in rank]
-    return sorted(fits, key=lambda fit: rank[fit[1].lower()])
+    rank = {folded(alias): i for i, alias in enumerate(ALIASES[role])}
+    fits = [(i, h) for i, h in enumerate(header) if folded(h) in rank]
+    return sorted(fits, key=lambda fit: rank[folded(fit[1])])
 
 
-def _text(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(
-            "labels cannot be read", where=path, why=error.strerror, hint="check the path"
-        ) from error
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return data.decode("utf-16", errors="replace")
-    if b"\0" in data or data[:2] == b"PK":
-        raise _bad(path, "not a CSV", "it is a binary file", "save the sheet as CSV")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("cp1252", errors="replace")
+def _notes(table: Cells, label: int, owner: str | None) -> tuple[str, ...]:
+    notes = []
+    said = [row[label] for _, row in table.rows if row[label] and known(row[label]) is None]
+    if said:
+        cells = f"{count(len(said), 'label cell')} ({shown(sorted(set(said)))})"
+        notes.append(f"{cells} read as no label")
+    like = [h for i, h in enumerate(table.header) if i != label and "patient" in folded(h)]
+    if like and owner is None:  # left unread, it would part the slides of one patient
+        notes.append(f"column {like[0]!r} is not read; if it is the patient, use --patient-column")
+    return tuple(notes)
 
 
 def _shown(row: Labeled) -> str:
     label = repr(row.label) if row.label else "unlabeled"
     return f"{label} of patient {row.patient!r}" if row.patient else label
-
-
-def _bad(path: Path, what: str, why: str, hint: str | None = None) -> DataError:
-    return DataError(what, code="PG-N06", where=path.name, why=why, hint=hint)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,6 @@ from torch.utils.data import Dataset
 from pathgen.data.sources import PatchSource, classes_of, labels_of, opened
 from pathgen.errors import DataError
 from pathgen.stores.patches import PatchRef
-
-#: Files that stay open at once, per process; far below the usual limit of 1,024.
-MAX_OPEN = 128
 
 
 class PatchDataset(Dataset[Any]):
@@ -49,7 +45,6 @@ class PatchDataset(Dataset[Any]):
                 code="PG-D03",
                 hint="name each store or folder once",
             )
-        self._open: OrderedDict[int, None] = OrderedDict()
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -92,7 +87,7 @@ class PatchDataset(Dataset[Any]):
         for number in np.unique(numbers):
             places = np.flatnonzero(numbers == number)
             rows = wanted[places] - self._starts[number]
-            images = self._touch(int(number)).images(rows)
+            images = self.sources[number].images(rows)
             for place, image in zip(places, images, strict=True):
                 found[place] = image
         return found
@@ -113,24 +108,12 @@ class PatchDataset(Dataset[Any]):
 
     def close(self) -> None:
         """Close what is open; a later read opens it again."""
-        for number in self._open:
-            _close(self.sources[number])
-        self._open.clear()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict()}
+        for source in self.sources:
+            _close(source)
 
     def _place(self, index: int) -> tuple[int, int]:
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         return number, int(index - self._starts[number])
-
-    def _touch(self, number: int) -> PatchSource:
-        """The source, with the one unused for longest closed when too many are open."""
-        self._open[number] = None
-        self._open.move_to_end(number)
-        if len(self._open) > MAX_OPEN:
-            _close(self.sources[self._open.popitem(last=False)[0]])
-        return self.sources[number]
 
 
 def as_tensor(image: NDArray[np.uint8]) -> Tensor:

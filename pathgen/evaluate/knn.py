@@ -6,26 +6,22 @@ with weight exp(cosine / temperature). No training, hence the first thing to loo
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pathgen.errors import ConfigError, DataError, RunError
+from pathgen.errors import ConfigError, DataError
+from pathgen.evaluate.labelled import PathLike, load_labelled, several_encoders
 from pathgen.provenance import digest
-from pathgen.stores import FeatureStore, find_stores
 
 Vectors = NDArray[np.floating[Any]]
-PathLike = str | Path
 
-#: Test patches compared at once with all training patches.
+#: Test patches compared at once with all training patches,
 CHUNK = 1024
-#: Columns of a patch-label file; x and y are the top left corner in level-0 pixels.
-COLUMNS = ("slide", "x", "y", "label")
+#: and at most so many cosines at a time: 256 MiB, and twice that for their order.
+COSINES = 64 * 2**20
 
 
 def knn_predict(
@@ -58,13 +54,14 @@ def knn_predict(
     k, classes = min(k, len(train)), int(labels.max()) + 1
     train, test = unit_length(train), unit_length(test)
     result = np.empty(len(test), np.int64)
-    for start in range(0, len(test), CHUNK):
-        cosine = test[start : start + CHUNK] @ train.T  # (chunk, n)
-        nearest = np.argpartition(-cosine, k - 1, axis=1)[:, :k]
+    chunk = min(CHUNK, max(1, COSINES // len(train)))
+    for start in range(0, len(test), chunk):
+        cosine = test[start : start + chunk] @ train.T  # (chunk, n)
+        nearest = np.argpartition(cosine, len(train) - k, axis=1)[:, len(train) - k :].copy()
         weight = np.exp(np.take_along_axis(cosine, nearest, 1).astype(np.float64) / temperature)
         votes = np.zeros((len(cosine), classes))
         np.add.at(votes, (np.arange(len(cosine))[:, None], labels[nearest]), weight)
-        result[start : start + CHUNK] = votes.argmax(1)
+        result[start : start + chunk] = votes.argmax(1)
     return result
 
 
@@ -123,97 +120,6 @@ def color_histogram_features(
     )
 
 
-@dataclass(frozen=True)
-class LabelledFeatures:
-    """Features of many slides with a class each; `unlabelled` patches are left out."""
-
-    x: NDArray[np.float32]
-    y: NDArray[np.int64]
-    groups: NDArray[np.str_]
-    """(n,) patient, or slide where there is none"""
-    classes: tuple[str, ...]
-    unlabelled: int
-    encoder: Mapping[str, Any]
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-
-def load_labelled(
-    features: PathLike | Sequence[PathLike],
-    labels: PathLike | None = None,
-    classes: Sequence[str] | None = None,
-) -> LabelledFeatures:
-    """Feature stores with the class of each patch.
-
-    Args:
-        features: feature stores, or folders of them.
-        labels: CSV with slide, x, y, label, joined by slide name and corner; None takes the
-            classes of image folders, which the stores carry.
-        classes: names that `y` counts in; None takes all that occur, sorted.
-
-    Raises:
-        NoInputError: no stores. DataError: PG-D07 no patch has a label, PG-D08 the CSV cannot be
-        used. RunError: PG-T04, the stores are of different encoders.
-    """
-    stores = [FeatureStore.open(path) for path in find_stores(_paths(features), kind="features")]
-    encoder = _one_encoder(stores)
-    table = None if labels is None else read_patch_labels(Path(labels))
-    names, vectors, groups, unlabelled = [], [], [], 0
-    for store in stores:
-        with store:
-            found = _names(store, table)
-            known = np.array([name is not None for name in found], np.bool_)
-            unlabelled += int((~known).sum())
-            if known.any():
-                vectors.append(store.features(np.flatnonzero(known)).astype(np.float32))
-                names += [name for name in found if name is not None]
-                groups += [store.patient or store.name] * int(known.sum())
-    if not names:
-        raise DataError(
-            "no patch has a label",
-            code="PG-D07",
-            where=labels or ", ".join(map(str, _paths(features))),
-            why=f"{unlabelled} patches, none of which is named there"
-            if labels
-            else "the stores were not made from class folders",
-            hint="give a CSV with slide, x, y, label by --labels",
-        )
-    order = tuple(sorted(set(names)) if classes is None else classes)
-    index = {name: i for i, name in enumerate(order)}
-    return LabelledFeatures(
-        x=np.concatenate(vectors),
-        y=np.array([index.get(name, len(order)) for name in names], np.int64),
-        groups=np.array(groups),
-        classes=order,
-        unlabelled=unlabelled,
-        encoder=encoder,
-    )
-
-
-def read_patch_labels(path: Path) -> dict[tuple[str, int, int], str]:
-    """(slide, x, y) -> label. Raises DataError (PG-D08) naming the line that is wrong."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as handle:
-            reader = csv.DictReader(handle)
-            missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-            if missing:
-                raise _bad_labels(path, f"it has no column {', '.join(missing)}")
-            labels: dict[tuple[str, int, int], str] = {}
-            for row in reader:
-                try:
-                    key = (row["slide"], int(float(row["x"])), int(float(row["y"])))
-                except (TypeError, ValueError) as error:
-                    raise _bad_labels(path, f"line {reader.line_num}: {error}") from error
-                if not row["label"]:
-                    continue
-                if labels.setdefault(key, row["label"]) != row["label"]:
-                    raise _bad_labels(path, f"line {reader.line_num}: two labels for one patch")
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise _bad_labels(path, str(error)) from error
-    return labels
-
-
 def group_folds(
     groups: NDArray[np.str_], folds: int, seed: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -260,7 +166,8 @@ def evaluate_knn(
     Args:
         train: feature stores to learn from, or folders of them.
         test: feature stores to be judged on; None leaves slides (or patients) out in `folds`.
-        labels: CSV with slide, x, y, label of patches; None takes class folders' names.
+        labels: CSV with slide, x, y, label of patches, and perhaps the slide's patient, which wins
+            over the one known at tiling; None takes class folders' names.
         title: name of the row in a report; default the encoder's.
 
     Returns:
@@ -292,7 +199,7 @@ def evaluate_knn(
     else:
         judge = load_labelled(test, labels, classes=learn.classes)
         if judge.encoder["id"] != learn.encoder["id"]:
-            raise _several_encoders([learn.encoder["id"], judge.encoder["id"]])
+            raise several_encoders([learn.encoder["id"], judge.encoder["id"]])
         predicted = knn_predict(learn.x, learn.y, judge.x, k=k, temperature=temperature)
         n_train, n_folds, unlabelled = len(learn), 0, judge.unlabelled
         shared = len(set(learn.groups.tolist()) & set(judge.groups.tolist()))
@@ -342,41 +249,3 @@ def scores(
             for i, name in enumerate(classes)
         },
     }
-
-
-def _names(
-    store: FeatureStore, table: Mapping[tuple[str, int, int], str] | None
-) -> list[str | None]:
-    if table is not None:
-        return [table.get((store.name, x, y)) for x, y in store.coords().tolist()]
-    return [store.classes[i] if i >= 0 else None for i in store.labels().tolist()]
-
-
-def _one_encoder(stores: Sequence[FeatureStore]) -> Mapping[str, Any]:
-    ids = sorted({str(store.encoder["id"]) for store in stores})
-    if len(ids) > 1:
-        raise _several_encoders(ids)
-    return stores[0].encoder
-
-
-def _several_encoders(ids: Sequence[str]) -> RunError:
-    return RunError(
-        "features come from several encoders",
-        where="features",
-        why=f"ids {', '.join(ids)}",
-        hint="compare features of one encoder at a time",
-    )
-
-
-def _bad_labels(path: Path, why: str) -> DataError:
-    return DataError(
-        "patch labels cannot be used",
-        code="PG-D08",
-        where=path,
-        why=why,
-        hint=f"write a CSV with the columns {', '.join(COLUMNS)}",
-    )
-
-
-def _paths(paths: PathLike | Sequence[PathLike]) -> list[PathLike]:
-    return [paths] if isinstance(paths, str | Path) else list(paths)

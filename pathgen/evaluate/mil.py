@@ -23,11 +23,11 @@ from pathgen.config import build
 from pathgen.data.bags import BagReport, Bags, load_bags
 from pathgen.data.splits import Split, shortfalls
 from pathgen.data.splits import folds as divide
+from pathgen.evaluate.judgement import summary
 from pathgen.evaluate.predictions import (
     Predictions,
     evaluate_predictions,
     read_predictions,
-    summary,
     write_predictions,
 )
 from pathgen.progress import Progress, Silent
@@ -67,6 +67,7 @@ def train_mil(
     folds: int | None = None,
     seed: int | None = None,
     label_column: str | None = None,
+    patient_column: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> MILResult:
@@ -75,6 +76,9 @@ def train_mil(
     Finished folds of the same features, labels and settings are kept; a finished
     cross-validation is only read. Each fold keeps its head for slides to come.
 
+    If the encoder was pretrained on these slides, the cross-validation is transductive: no head
+    saw a label of its test slides, but the encoder saw their images.
+
     Args:
         features: feature stores, or folders of them.
         labels: CSV with slide, label and perhaps patient; see `pathgen.data.load_bags`.
@@ -82,6 +86,7 @@ def train_mil(
         folds: how many; patients never part. Default: the config's.
         seed: of splits, training and bootstrap. Default: the config's.
         label_column: name of the label column when it is not called label.
+        patient_column: name of the patient column when it is not called patient.
         overwrite: discard what `out` holds of an earlier cross-validation.
 
     Raises:
@@ -97,8 +102,10 @@ def train_mil(
         given.model_dump(exclude={"device"})  # which changes no result
         | {name: value for name, value in own.items() if value is not None},
     )
-    bags, report = load_bags(features, labels, label_column=label_column)
-    for message in report.messages:
+    bags, report = load_bags(
+        features, labels, label_column=label_column, patient_column=patient_column
+    )
+    for message in (report.patient_note, *report.messages):
         progress.say(message)
     splits = divide(bags.labels, bags.groups, asked.folds, asked.seed, asked.valid_share)
     inputs = _inputs(bags, report)
@@ -119,7 +126,7 @@ def train_mil(
                 _fold(fold_run, fold, train, bags, split, progress)
         write_predictions(out / "predictions.csv", _collected(out, splits, bags))
         metrics = evaluate_predictions(out, seed=asked.seed)
-        metrics["notes"] = [*report.messages, *missing, *metrics["notes"]]
+        metrics["notes"] = [report.patient_note, *report.messages, *missing, *metrics["notes"]]
         metrics["label"] = report.label_column
         run.finish(None, metrics)
     return MILResult(out, run.metrics, report)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,21 +17,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathgen import commit
+from pathgen.columns import folded
+from pathgen.data.cells import read_cells
 from pathgen.data.labels import (
     ALIASES,
+    LabelTable,
     as_number,
     class_order,
     count,
     find_column,
+    known,
     load_labels,
     match,
-    read_cells,
     shown,
 )
 from pathgen.errors import DataError
-from pathgen.evaluate.metrics import bootstrap_interval, classification_metrics, spread
+from pathgen.evaluate.judgement import judge
 
-FORMAT = "pathgen.mil"
 #: A cell that starts so is a formula to a spreadsheet; an apostrophe before it makes it text.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 DECISIONS = ("predicted", "predicted_label", "prediction")
@@ -107,10 +109,11 @@ def read_predictions(path: Path) -> Predictions:
         predicted = [by_score[i] for i in probabilities.argmax(1)]
     else:
         predicted = [_bare(row[chosen]) for row in rows]  # type: ignore[index]
-    classes = tuple(scores.values()) or class_order([*predicted, *(truth or [])])
+    owners = _column(header, rows, ALIASES["patient"]) or names
+    classes = tuple(scores.values()) or class_order([*predicted, *filter(known, truth or [])])
     return Predictions(
         names,
-        _column(header, rows, ALIASES["patient"]) or names,
+        [owner or name for owner, name in zip(owners, names, strict=True)],
         [int(fold) for fold in folds] if (folds := _column(header, rows, ("fold",))) else None,
         truth,
         predicted,
@@ -124,6 +127,7 @@ def evaluate_predictions(
     *,
     targets: Path | str | None = None,
     label_column: str | None = None,
+    patient_column: str | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Metrics of a predictions file: pooled with 95 % intervals by patient, and for each fold.
@@ -132,6 +136,7 @@ def evaluate_predictions(
         path: predictions.csv, or the folder that holds it.
         targets: CSV with slide and label; default: the label column of the predictions.
         label_column: name of the label column of `targets`.
+        patient_column: name of its patient column; a patient named there wins.
         seed: of the bootstrap.
 
     Returns:
@@ -145,88 +150,54 @@ def evaluate_predictions(
     path = path / "predictions.csv" if path.is_dir() else path
     predictions = read_predictions(path)
     notes: list[str] = []
-    kept = list(range(len(predictions.names)))
-    truth: Sequence[str] | None = predictions.labels
+    owners: Mapping[str, str | None] = {}
     if targets is not None:
-        kept, truth = _targets(predictions, Path(targets), label_column, notes)
-    if truth is None:
-        raise DataError(
-            "predictions without labels", where=path.name, hint="give the labels with --targets"
-        )
+        table = load_labels(targets, label_column=label_column, patient_column=patient_column)
+        kept, truth, owners = _targets(predictions, table, notes)
+    else:
+        kept, truth = _own_labels(predictions, path, notes)
     predicted = [predictions.predicted[i] for i in kept]
     classes = predictions.classes
     if predictions.probabilities is None:
         classes = class_order([*predicted, *truth])
     y, decided = (_positions(texts, classes, path, notes) for texts in (truth, predicted))
     scores = None if predictions.probabilities is None else predictions.probabilities[kept]
-    groups = [predictions.groups[i] for i in kept]
+    groups = [owners.get(predictions.names[i]) or predictions.groups[i] for i in kept]
     fold_of = None if predictions.folds is None else np.array(predictions.folds)[kept]
     return judge(y, decided, scores, classes, groups, fold_of, seed=seed) | {"notes": notes}
-
-
-def judge(
-    y: NDArray[np.int64],
-    predicted: NDArray[np.int64],
-    scores: NDArray[np.float64] | None,
-    classes: Sequence[str],
-    groups: Sequence[str],
-    folds: NDArray[np.int64] | None,
-    *,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """All that `evaluate_predictions` returns but the notes, from arrays of N slides."""
-    values: dict[str, Any] = {"format": FORMAT}
-    values |= classification_metrics(y, scores, classes, predicted=predicted)
-    values["patients"] = len(set(groups))
-    values["intervals"] = bootstrap_interval(
-        y, scores, classes, predicted=predicted, groups=groups, seed=seed
-    )
-    largest = np.full(len(y), np.bincount(y).argmax())
-    values["baselines"] = {
-        "majority": classification_metrics(y, None, classes, predicted=largest)
-        | {"predicts": classes[int(largest[0])]}
-    }
-    values["folds"] = []
-    for fold in [] if folds is None else np.unique(folds):
-        rows = np.flatnonzero(folds == fold)
-        part = None if scores is None else scores[rows]
-        found = classification_metrics(y[rows], part, classes, predicted=predicted[rows])
-        values["folds"].append({"fold": int(fold), **found})
-    values["fold_mean"] = spread(values["folds"]) if values["folds"] else None
-    return values
-
-
-def summary(values: dict[str, Any]) -> str:
-    """One line for people: ``accuracy 0.83 [0.70, 0.93], ... on 12 slides.``"""
-    parts = []
-    for name, title in (("accuracy", "accuracy"), ("auc", "AUC"), ("qwk", "kappa")):
-        if values[name] is None:
-            parts.append(f"{title} undefined ({values['undefined'][name]})")
-            continue
-        interval = values["intervals"][name]
-        width = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
-        parts.append(f"{title} {values[name]:.3f}{width}")
-    baseline = values["baselines"]["majority"]
-    return (
-        f"{', '.join(parts)} on {count(values['n'], 'slide')}; always {baseline['predicts']}: "
-        f"accuracy {baseline['accuracy']:.3f}."
-    )
 
 
 # --- reading, in detail --------------------------------------------------------------------
 
 
-def _targets(
-    predictions: Predictions, path: Path, label_column: str | None, notes: list[str]
+def _own_labels(
+    predictions: Predictions, path: Path, notes: list[str]
 ) -> tuple[list[int], list[str]]:
-    """Rows that have a target, and their targets."""
-    table = load_labels(path, label_column=label_column)
+    """Rows that have a label, and their labels; ``NA`` is one only where it is predicted."""
+    if predictions.labels is None:
+        raise DataError(
+            "predictions without labels", where=path.name, hint="give the labels with --targets"
+        )
+    scored = predictions.probabilities is not None
+    classes = set(predictions.classes if scored else predictions.predicted)
+    has = [known(label) is not None or label in classes for label in predictions.labels]
+    kept = [i for i, one in enumerate(has) if one]
+    left = [name for name, one in zip(predictions.names, has, strict=True) if not one]
+    if left:
+        notes.append(f"{count(len(left), 'prediction')} without a label left out ({shown(left)})")
+    return kept, [predictions.labels[i] for i in kept]
+
+
+def _targets(
+    predictions: Predictions, table: LabelTable, notes: list[str]
+) -> tuple[list[int], list[str], dict[str, str | None]]:
+    """Rows that have a target, their targets, and the patient of each slide."""
     found = match(predictions.names, table)
     labels = {name: row.label for name, row in found.items() if row.label is not None}
     kept = [i for i, name in enumerate(predictions.names) if name in labels]
     if not kept:
         raise DataError(
-            "no predicted slide has a target", where=path.name,
+            "no predicted slide has a target", where=table.path.name,
             why=f"it does not name {shown(predictions.names)}",
         )  # fmt: skip
     left = [name for name in predictions.names if name not in labels]
@@ -235,18 +206,24 @@ def _targets(
     extra = len(table.rows) - len(found)
     if extra:
         notes.append(f"{count(extra, 'target')} without a prediction")
-    return kept, [str(labels[predictions.names[i]]) for i in kept]
+    notes += table.notes
+    owners = {name: row.patient for name, row in found.items()}
+    return kept, [str(labels[predictions.names[i]]) for i in kept], owners
 
 
 def _positions(
     texts: Sequence[str], classes: Sequence[str], path: Path, notes: list[str]
 ) -> NDArray[np.int64]:
-    """Labels as positions in `classes`: by name, else by number when all are whole numbers."""
+    """Labels as positions in `classes`: by name, else by number when all are whole numbers.
+
+    Where a position is a class's name too, as 1 among the classes 1 to 5, it is only a name.
+    """
     place = {name: i for i, name in enumerate(classes)}
     unknown = sorted({text for text in texts if text not in place})
     if not unknown:
         return np.array([place[text] for text in texts], np.int64)
-    if all(text.isdecimal() and int(text) < len(classes) for text in texts):
+    named = any(str(i) in place for i in range(len(classes)))
+    if not named and all(text.isdecimal() and int(text) < len(classes) for text in texts):
         note = f"labels are read as positions: 0 is {classes[0]}"
         if note not in notes:
             notes.append(note)
@@ -254,6 +231,7 @@ def _positions(
     raise DataError(
         "label is no class of the predictions", where=path.name,
         why=f"{shown(unknown)}; classes are {', '.join(classes)}",
+        hint="write labels as the classes are written" if named else None,
     )  # fmt: skip
 
 
@@ -280,8 +258,8 @@ def _score(path: Path, line: int, text: str) -> float:
 def _column(
     header: Sequence[str], rows: Sequence[Sequence[str]], aliases: Sequence[str]
 ) -> list[str] | None:
-    lower = [name.lower() for name in header]
-    place = next((lower.index(name) for name in aliases if name in lower), None)
+    names = [folded(name) for name in header]
+    place = next((names.index(name) for name in map(folded, aliases) if name in names), None)
     return None if place is None else [_bare(row[place]) for row in rows]
 
 

@@ -141,7 +141,7 @@ class Autoencoder(nn.Module):
         total = torch.zeros(len(self.latent_mean), dtype=torch.double)
         squares = total.clone()
         for images in batches:
-            raw = self._raw(images, None).double()
+            raw = self._raw(images, None).cpu().double()
             count += raw[:, 0].numel()
             total += raw.sum((0, 2, 3)).cpu()
             squares += raw.square().sum((0, 2, 3)).cpu()

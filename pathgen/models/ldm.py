@@ -40,6 +40,8 @@ class LDMConfig(Config):
     prediction: Literal["epsilon", "v"] = "epsilon"
     encoder_id: str = ""
     """Which encoder's embeddings it was trained on; written by training."""
+    autoencoder_id: str = ""
+    """Whose latents; digest of its weights, written by training."""
 
     @model_validator(mode="after")
     def _fits(self) -> LDMConfig:
@@ -168,8 +170,11 @@ class EmbeddingConditionedLDM(nn.Module):
         latents = latents * scheduler.init_noise_sigma
         for time in scheduler.timesteps:
             predicted = self._guided(latents, int(time), condition, guidance)
-            latents = scheduler.step(predicted, time, latents, return_dict=False)[0]
-        return latents
+            stepped = scheduler.step(predicted, time, latents)
+            latents = stepped.prev_sample
+        # Where `steps` does not divide `train_steps`, DDIM's last step would stop at the first
+        # noise level; for the others the two are the same.
+        return stepped.pred_original_sample if sampler == "ddim" else latents
 
     def _guided(self, latents: Tensor, time: int, condition: Tensor, guidance: float) -> Tensor:
         """Classifier-free guidance (arXiv 2207.12598), both predictions in one pass."""

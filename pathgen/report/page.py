@@ -110,7 +110,15 @@ def _command(found: Found, place: Path) -> list[tuple[str, str]]:
         return []
     name = Path(str(words[0])).name
     program = "pathgen" if name in ("__main__.py", "pathgen", "pathgen.exe") else name
-    return [(found.name(place), shlex.join([program, *map(str, words[1:])]))]
+    return [(found.name(place), shlex.join([program, *(_word(str(word)) for word in words[1:])]))]
+
+
+def _word(word: str) -> str:
+    """A word of a command; of an absolute path or an address only its last part."""
+    option, sign, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    if re.match(r"[/~\\]|[A-Za-z]:[/\\]|[a-z0-9]+://", value):
+        value = re.split(r"[/\\]+", value.rstrip("/\\"))[-1]
+    return option + sign + value
 
 
 def render(found: Found, sections: Sequence[Section]) -> str:

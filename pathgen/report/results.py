@@ -19,6 +19,10 @@ METRICS = {
     "weighted_f1": "weighted F1", "auc": "AUC", "qwk": "quadratic kappa",
 }  # fmt: skip
 ERRORS_SHOWN = 12
+TRANSDUCTIVE = (
+    "If the encoder was pretrained on these slides, this cross-validation is transductive: no "
+    "classifier saw a label of the slides it is judged on, but the encoder saw their images."
+)
 
 
 # --- k-NN ------------------------------------------------------------------------------------
@@ -113,6 +117,7 @@ def mil_section(found: Found, folder: Path, number_: int) -> Section:
         section.add(Note(str(problem)))
     else:
         _metrics(section, metrics)
+        section.add(Text(TRANSDUCTIVE))
     _errors(section, found, folder / "predictions.csv")
     _fold_curves(section, found, folder)
     return section
@@ -163,7 +168,7 @@ def _metrics(section: Section, values: Values) -> None:
     )  # fmt: skip
     section.add(*(Note(str(note)) for note in values.get("notes") or () if note))
     _confusion(section, pooled)
-    _folds(section, values.get("folds"), list(present))
+    _folds(section, values, list(present))
 
 
 def _confusion(section: Section, pooled: Values) -> None:
@@ -184,8 +189,8 @@ def _confusion(section: Section, pooled: Values) -> None:
     )
 
 
-def _folds(section: Section, folds: Any, names: Sequence[str]) -> None:
-    folds = [fold for fold in folds or () if isinstance(fold, Mapping)]
+def _folds(section: Section, values: Values, names: Sequence[str]) -> None:
+    folds = [fold for fold in values.get("folds") or () if isinstance(fold, Mapping)]
     if not folds:
         return
     body = [
@@ -193,14 +198,23 @@ def _folds(section: Section, folds: Any, names: Sequence[str]) -> None:
          *(number(as_float(fold.get(name))) for name in names)]
         for place, fold in enumerate(folds)
     ]  # fmt: skip
+    if isinstance(means := values.get("fold_mean"), Mapping):
+        body.append(["mean (sd)", "", *(_mean(means.get(name)) for name in names)])
     head = ["fold", "slides", *(METRICS[name] for name in names)]
     section.add(
         Table(
-            f"Each fold on its own. Folds of few slides differ much by chance; {DASH} where a "
-            "fold lacks a class.",
+            "Each fold on its own, and their mean, which compares no scores of different folds' "
+            f"classifiers. Folds of few slides differ much by chance; {DASH} where a fold lacks a "
+            "class.",
             head, body, numeric=frozenset(range(1, len(head))),
         )
     )  # fmt: skip
+
+
+def _mean(found: Any) -> str:
+    """``0.713 (0.050)``: mean and standard deviation over folds."""
+    mean, sd = as_float(_get(found, "mean")), as_float(_get(found, "sd"))
+    return number(mean) + ("" if mean is None or sd is None else f" ({sd:.3f})")
 
 
 def _errors(section: Section, found: Found, path: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathgen.errors import StoreError
+from pathgen.stores.rawdata import RawData, forget
 from pathgen.stores.reading import FlatArray, SealedTable
 from pathgen.stores.seal import Array, dumps, unfinished
 from pathgen.stores.writing import SealedWriter
@@ -54,6 +55,8 @@ class Hdf5Table(SealedTable):
         file = self._file()
         if not name.endswith("/data"):
             return file[name]  # type: ignore[no-any-return]
+        if RawData.fits(file[name]):
+            return RawData(self.path, file[name])
         # No chunk cache: it would read a whole chunk for each patch.
         access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
         access.set_chunk_cache(1, 0, 1.0)
@@ -78,9 +81,11 @@ class Hdf5Table(SealedTable):
         self._handle = None
 
     def _let_go(self) -> None:
-        """Close the file; what was read of it stays."""
+        """Close the file; what was read of it stays, and so does where its raw data lies."""
         with _lock:
-            self._arrays = {}
+            self._arrays = {
+                name: array for name, array in self._arrays.items() if isinstance(array, RawData)
+            }
             _opened.pop(id(self), None)
             if self._handle is not None:
                 self._handle.close()
@@ -88,6 +93,7 @@ class Hdf5Table(SealedTable):
 
     def close(self) -> None:
         self._let_go()
+        forget(self.path)
         super().close()
 
 

@@ -14,15 +14,14 @@ from typing import Any
 
 from pathgen import commit
 from pathgen.config import to_yaml
-from pathgen.errors import ConfigError, PathgenError, SlideError, StorageError, StoreError
+from pathgen.errors import ConfigError, PathgenError, SlideError, StorageError
 from pathgen.progress import Progress, Silent
-from pathgen.stores import PatchStore
 from pathgen.tiling.inputs import find_slides
 from pathgen.tiling.ledger import LedgerRow, TileReport, write_ledger
 from pathgen.tiling.pool import Crashed, default_workers, run_all
-from pathgen.tiling.tiler import TileConfig, TileTask, row_of_store, tile_slide
+from pathgen.tiling.resume import look_around
+from pathgen.tiling.tiler import TileConfig, TileTask, tile_slide
 
-STORES = ("h5", "zarr")
 DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
@@ -40,39 +39,47 @@ def tile(
 
     Stores that an equal run finished are kept as they are; so the same command goes on where a
     stopped one left off, and its result has the same bytes. A slide that fails has a row that
-    says why, and the others go on.
+    says why, and the others go on; a good store it has from before stays.
 
     Args:
         slides: folders, slide files, globs, CSV lists; see `find_slides`.
         out: gets ``<slide>.h5`` or ``.zarr``, ``thumbnails/``, ``slides.csv``, ``slides.json``,
             ``config.yaml`` and, with timings, ``events.jsonl``.
         workers: processes; None = one a core, 0 = in this process.
-        overwrite: make stores of other settings anew, instead of refusing.
+        overwrite: make stores of other settings anew, instead of refusing. Only patch stores
+            are ever replaced.
         plan: only find tissue and count patches; nothing is written.
 
     Raises:
         NoInputError: PG-N01, nothing to tile.
-        ConfigError: PG-O19, `out` holds stores made with other settings.
+        ConfigError: PG-O19, `out` holds stores made with other settings or of other slides, or
+            a store's place is taken by what `tile` has not made.
         StorageError: PG-O01, PG-O03, `out` cannot be written.
         BusyError: PG-O06, another pathgen writes there.
     """
     out = Path(out)
-    found, ignored = find_slides(slides)
-    tasks = [TileTask(slide, out, config, plan=plan) for slide in found]
+    given, ignored = find_slides(slides)
+    _spare_the_list(slides, out)
+    tasks = [TileTask(slide, out, config, plan=plan) for slide in given]
     with ExitStack() as stack:
         if not plan:
             commit.writable_folder(out)
             stack.enter_context(commit.lock(out))
             commit.sweep(out)
             stack.push(_sweeper(out))
-        rows = _finished(tasks, overwrite)
-        kept = len(rows)
+        found = look_around(out, tasks, overwrite)
+        rows = found.rows
+        kept = sum(row.state != "failed" for row in rows.values())
+        for index, stale in found.stale.items():
+            tasks[index] = replace(tasks[index], stale=stale, overwrite=overwrite)
+            if index in rows:
+                _clear(tasks[index], made=rows[index].store is not None)
         if not plan:
             commit.write_text(out / "config.yaml", to_yaml(config))
         todo = [i for i in range(len(tasks)) if i not in rows]
         count = default_workers() if workers is None else workers
         with (
-            progress.task("plan" if plan else "tile", len(tasks), kept) as bar,
+            progress.task("plan" if plan else "tile", len(tasks), len(rows)) as bar,
             # Closed at once when anything stops the loop, so that no worker outlives it.
             closing(_work(tasks, todo, count)) as results,
         ):
@@ -88,6 +95,16 @@ def tile(
             return replace(report, bytes=estimate(report, config)).without_stores()
         write_ledger(report)
         return replace(report, bytes=sum(map(_size, report.stores)))
+
+
+def _spare_the_list(slides: str | Path | Sequence[str | Path], out: Path) -> None:
+    """The ledger has a name that a list of slides may have."""
+    for path in [slides] if isinstance(slides, str | Path) else slides:
+        if Path(path).resolve() == (out / "slides.csv").resolve():
+            raise ConfigError(
+                "the ledger would take the place of the list of slides", code="PG-O19", where=path,
+                hint="choose another --out, or another name for the list",
+            )  # fmt: skip
 
 
 def _sweeper(out: Path) -> Callable[..., None]:
@@ -112,6 +129,7 @@ def _work(
                 why="its process died twice, with this slide alone the second time",
                 hint="the file is damaged in a way the reader cannot stand; get a fresh copy",
             )  # fmt: skip
+            _clear(task, made=False)
             yield todo[at], _failed(task, error), {"slide": task.slide.name, "crashed": True}
             continue
         row, event = result
@@ -134,15 +152,18 @@ def _attempt(task: TileTask) -> tuple[LedgerRow, dict[str, Any]]:
         row = _failed(task, _bug(task, error, event))
     except Exception as error:  # a bug or a library's: this slide fails, with the trace kept
         row = _failed(task, _bug(task, error, event))
-    if not task.plan:
-        # What other settings left must not be taken for this run's.
-        stale = {f".{kind}" for kind in STORES} - (
-            {f".{task.config.store}"} if row.store else set()
-        )
-        for suffix in sorted(stale):
-            commit.discard(task.out / f"{task.slide.name}{suffix}")
+    _clear(task, made=row.store is not None)
     event |= {"seconds": round(time.time() - start, 3), "state": row.state, "patches": row.patches}
     return row, event
+
+
+def _clear(task: TileTask, made: bool) -> None:
+    """Remove what other settings left, lest it be taken for this run's."""
+    if task.plan or not (made or task.overwrite):
+        return
+    for path in task.stale:
+        if not (made and path == task.store):
+            commit.discard(path)
 
 
 def _bug(task: TileTask, error: Exception, event: dict[str, Any]) -> SlideError:
@@ -155,69 +176,6 @@ def _bug(task: TileTask, error: Exception, event: dict[str, Any]) -> SlideError:
 
 def _failed(task: TileTask, error: PathgenError) -> LedgerRow:
     return LedgerRow.failure(task.slide.name, task.slide.path.name, error, **task.known)
-
-
-def _finished(tasks: Sequence[TileTask], overwrite: bool) -> dict[int, LedgerRow]:
-    """Rows of slides whose store is there, whole, and what this run would make.
-
-    Raises:
-        ConfigError: PG-O19, a store is whole but made with other settings.
-    """
-    rows = {}
-    for index, task in enumerate(tasks):
-        for kind in STORES:
-            path = task.out / f"{task.slide.name}.{kind}"
-            store = _open(path)
-            if store is None:
-                continue
-            with store:
-                row = _compare(task, store, overwrite)
-            if row is not None:
-                rows[index] = row
-    return rows
-
-
-def _open(path: Path) -> PatchStore | None:
-    """The store at `path`; None when there is none or it is broken, and so made again."""
-    if not path.exists():
-        return None
-    try:
-        store = PatchStore.open(path)
-        store.verify()
-    except StoreError:
-        return None
-    return store if "ledger" in store.attrs else None
-
-
-def _compare(task: TileTask, store: PatchStore, overwrite: bool) -> LedgerRow | None:
-    try:
-        wanted = task.provenance()
-    except PathgenError:
-        return None  # the slide is gone or broken now: its own row will say so
-    if store.id == wanted.id:
-        return row_of_store(task, store)
-    if overwrite:
-        return None
-    mine = {**_flat(wanted.config), "slide file": wanted.inputs}
-    theirs = {**_flat(store.provenance.config), "slide file": store.provenance.inputs}
-    key = next(k for k in [*mine, *theirs] if mine.get(k) != theirs.get(k))
-    why = f"the setting {key} was {theirs.get(key)!r} and is now {mine.get(key)!r}"
-    if key == "slide file":
-        why = "the slide file is not the one it was made from"
-    raise ConfigError(
-        "stores here were made with other settings", code="PG-O19", where=store.path, why=why,
-        hint="make them anew with --overwrite, or choose another --out",
-    )  # fmt: skip
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _append_event(out: Path, event: Mapping[str, Any]) -> None:

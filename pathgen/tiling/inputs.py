@@ -12,17 +12,17 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 
-from pathgen.errors import NoInputError, PathgenError, SlideError
+from pathgen.errors import DataError, NoInputError, PathgenError, SlideError
 from pathgen.tiling.lists import LIST_SUFFIXES, read_list
-from pathgen.tiling.readers.check import UNSUPPORTED, dicom_files, is_ome_zarr, missing
-
-SLIDE_SUFFIXES = frozenset(
-    {".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".mrxs", ".scn", ".bif", ".svslide",
-     ".czi", ".dcm", ".btf", ".tf8", ".tf2", ".qptiff"} | set(UNSUPPORTED)
-)  # fmt: skip
-#: Plain images count in a folder that holds no slide: beside slides they are thumbnails or masks.
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
-_DOUBLE = (".ome.tiff", ".ome.tif", ".ome.zarr")
+from pathgen.tiling.readers.check import (
+    IMAGE_SUFFIXES,
+    SLIDE_SUFFIXES,
+    dicom_files,
+    is_ome_zarr,
+    missing,
+    series_of,
+    without_suffix,
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,10 @@ def find_slides(
     found: list[_Found] = []
     for one in given:
         found += _expand(Path(one), ignored)
-    unique = {os.path.abspath(item.path): item for item in reversed(found)}
+    unique: dict[str, _Found] = {}
+    for item in found:
+        key = os.path.abspath(item.path)
+        unique[key] = _merged(unique[key], item) if key in unique else item
     if not unique:
         passed = ", ".join(f"{n} {suffix}" for suffix, n in sorted(ignored.items()))
         raise NoInputError(
@@ -82,6 +85,25 @@ def find_slides(
         )  # fmt: skip
     slides = sorted(_named(list(unique.values())), key=lambda slide: slide.name)
     return _series_once(slides), dict(sorted(ignored.items()))
+
+
+def _merged(first: _Found, again: _Found) -> _Found:
+    """One slide given twice, as by a folder and by a CSV: what any list says of it counts.
+
+    Raises:
+        DataError: PG-N06, two lists say different things.
+    """
+    values = {}
+    for name in ("mpp", "label", "patient"):
+        one, other = getattr(first, name), getattr(again, name)
+        if None not in (one, other) and one != other:
+            raise DataError(
+                "slide listed twice with different values", where=first.path.name,
+                why=f"{name} is {one!r} in one list and {other!r} in another",
+                hint="make the lists agree",
+            )  # fmt: skip
+        values[name] = other if one is None else one
+    return replace(first, **values)
 
 
 def _expand(path: Path, ignored: Counter[str]) -> Iterator[_Found]:
@@ -203,22 +225,6 @@ def _series_once(slides: list[SlideInput]) -> list[SlideInput]:
     return result
 
 
-def series_of(path: Path) -> str | None:
-    """SeriesInstanceUID (0020,000E) of an explicit little-endian DICOM file; None if not found."""
-    try:
-        with path.open("rb") as handle:
-            head = handle.read(65536)
-    except OSError:
-        return None  # opening it as a slide will say why
-    if head[128:132] != b"DICM":
-        return None
-    at = head.find(b"\x20\x00\x0e\x00UI")
-    if at < 0:
-        return None
-    length = int.from_bytes(head[at + 6 : at + 8], "little")
-    return head[at + 8 : at + 8 + length].decode("ascii", "replace").strip("\0 ")
-
-
 def _is_mirax_data(path: Path) -> bool:
     return (path / "Slidedat.ini").is_file()
 
@@ -239,7 +245,7 @@ def _named(found: list[_Found]) -> list[SlideInput]:
     """Give each slide the shortest of three names that is its own: stem, with suffix, with path."""
     slides = []
     short = [_relative(item) for item in found]
-    choices = [[_stem(name) for name in short], short, _from_common(found)]
+    choices = [[without_suffix(name) for name in short], short, _from_common(found)]
     names = choices[0]
     for longer in choices[1:]:
         taken = Counter(_key(name) for name in names)
@@ -269,15 +275,6 @@ def _from_common(found: list[_Found]) -> list[str]:
         common = ""
     return [PurePosixPath(Path(os.path.relpath(p, common) if common else p)).as_posix()
             for p in paths]  # fmt: skip
-
-
-def _stem(name: str) -> str:
-    for double in _DOUBLE:
-        if name.lower().endswith(double) and len(PurePosixPath(name).name) > len(double):
-            return name[: -len(double)]
-    suffix = PurePosixPath(name).suffix
-    known = suffix.lower() in SLIDE_SUFFIXES | IMAGE_SUFFIXES
-    return name[: -len(suffix)] if known else name
 
 
 def _key(name: str) -> str:

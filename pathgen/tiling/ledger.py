@@ -24,6 +24,15 @@ REASONS = {
 }
 
 
+def printable(text: str) -> str:
+    """`text` as UTF-8 can hold it: a file name of other bytes comes with lone surrogates."""
+    try:
+        raw = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raw = text.encode("utf-8", "surrogatepass")
+    return raw.decode("utf-8", "replace")
+
+
 @dataclass(frozen=True)
 class LedgerRow:
     """One slide. ``candidates == dropped_tissue + dropped_stain + patches`` wherever it was read.
@@ -41,6 +50,8 @@ class LedgerRow:
     """cells of the grid"""
     dropped_tissue: int = 0
     dropped_stain: int = 0
+    ink: float = 0.0
+    """share of the tissue, 0..1, that was taken for pen and left out"""
     patches: int = 0
     mpp: float | None = None
     mpp_source: str | None = None
@@ -49,6 +60,12 @@ class LedgerRow:
     store: str | None = None
     """relative to the ledger"""
     thumbnail: str | None = None
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, str):
+                object.__setattr__(self, item.name, printable(value))
 
     @classmethod
     def failure(cls, slide: str, file: str, error: PathgenError, **known: Any) -> LedgerRow:

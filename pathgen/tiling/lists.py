@@ -1,8 +1,9 @@
 """CSV lists of slides, with the column names that other tools use.
 
 slide: wsi, slide, slide_id, image_path, filename, sample_id · mpp: mpp, spacing,
-spacing_at_level_0, mpp_x · label · patient: patient, case_id, patient_id. Case does not matter;
-the separator is a comma, semicolon or tab; paths are relative to the list's folder.
+spacing_at_level_0, mpp_x · label · patient: see `pathgen.columns`. Case, spaces, hyphens and
+underscores in these names do not matter; the separator is a comma, semicolon or tab; paths are
+relative to the list's folder.
 """
 
 from __future__ import annotations
@@ -10,19 +11,25 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pathgen.columns import PATIENT, folded
 from pathgen.errors import DataError, PathgenError, SlideError
-from pathgen.tiling.readers.check import missing
+from pathgen.tiling.readers.check import (
+    IMAGE_SUFFIXES,
+    SLIDE_SUFFIXES,
+    missing,
+    without_suffix,
+)
 
 LIST_SUFFIXES = frozenset({".csv", ".tsv"})
 ALIASES = {
     "slide": ("image_path", "wsi", "slide", "filename", "slide_id", "sample_id"),
     "mpp": ("mpp", "spacing_at_level_0", "spacing", "mpp_x"),
     "label": ("label",),
-    "patient": ("patient", "patient_id", "case_id"),
+    "patient": PATIENT,
 }
 
 
@@ -46,8 +53,9 @@ def read_list(path: Path) -> list[ListedSlide]:
             listed twice with different values.
     """
     header, rows = _table(path)
+    known = [folded(name) for name in header]
     columns = {
-        role: next((header.index(name) for name in names if name in header), None)
+        role: next((known.index(name) for name in map(folded, names) if name in known), None)
         for role, names in ALIASES.items()
     }
     if columns["slide"] is None:
@@ -56,6 +64,7 @@ def read_list(path: Path) -> list[ListedSlide]:
             hint=f"name one of: {', '.join(ALIASES['slide'])}",
         )  # fmt: skip
     found: dict[str, ListedSlide] = {}
+    folders = _Folders()
     for line, row in rows:
         cells = {
             role: (row[i].strip() or None) if i is not None and i < len(row) else None
@@ -63,7 +72,7 @@ def read_list(path: Path) -> list[ListedSlide]:
         }
         if cells["slide"] is None:
             continue
-        slide = _row(path, line, cells["slide"], cells)
+        slide = _row(path, line, cells["slide"], cells, folders)
         key = os.path.abspath(slide.path)
         if key in found and _values(found[key]) != _values(slide):
             raise DataError(
@@ -101,30 +110,72 @@ def _table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     return header, rows[1:]
 
 
-def _row(path: Path, line: int, text: str, cells: dict[str, str | None]) -> ListedSlide:
-    slide = _resolved(path.parent, text)
+def _row(
+    path: Path, line: int, text: str, cells: dict[str, str | None], folders: _Folders
+) -> ListedSlide:
+    slide = folders.resolved(path.parent, text)
     problem: PathgenError | None = None
     if not os.path.lexists(slide):
-        there = missing(slide)
         problem = SlideError(
             "listed slide is not there", code="PG-N02", where=text, why=f"{path.name}, line {line}",
-            hint=there.hint if "did you mean" in (there.hint or "") else "check the path",
+            hint=folders.advice(slide),
         )  # fmt: skip
     mpp = _number(path, line, cells["mpp"])
     return ListedSlide(slide, mpp, cells["label"], cells["patient"], problem)
 
 
-def _resolved(folder: Path, text: str) -> Path:
-    """The listed path; without a suffix, the one file that has that stem."""
-    path = folder / Path(text.replace("\\", "/") if os.sep == "/" else text)
-    if os.path.lexists(path) or not path.parent.is_dir():
-        return path
-    fits: Sequence[Path] = sorted(
-        entry for entry in path.parent.iterdir()
-        if entry.name.startswith(f"{path.name}.") and entry.suffix.lower() not in LIST_SUFFIXES
-        and (entry.stem == path.name or entry.name.lower().startswith(f"{path.name.lower()}.ome."))
-    )  # fmt: skip
-    return fits[0] if len(fits) == 1 else path
+class _Folders:
+    """The folders a list speaks of, each looked through once."""
+
+    def __init__(self) -> None:
+        self.by_stem: dict[Path, dict[str, list[tuple[int, str]]]] = {}
+        self.advised = 0
+
+    def resolved(self, folder: Path, text: str) -> Path:
+        """The listed path; without a suffix, the one slide of that stem: a file before a folder,
+        a slide before a plain image."""
+        path = folder / Path(text.replace("\\", "/") if os.sep == "/" else text)
+        if path.is_file():
+            return path
+        fits = self._stems(path.parent).get(path.name, [])
+        if os.path.lexists(path):  # a folder: of a DICOM slide, or the data of an MRXS
+            fits = [one for one in fits if one[0] == _SLIDE]
+        best = [name for rank, name in fits if rank == fits[0][0]]
+        return path.with_name(best[0]) if len(best) == 1 else path
+
+    def _stems(self, folder: Path) -> dict[str, list[tuple[int, str]]]:
+        """Stem -> (rank, name) of the slides in a folder, the lowest rank first."""
+        if folder not in self.by_stem:
+            stems: dict[str, list[tuple[int, str]]] = {}
+            for rank, name in sorted(_slides_in(folder)):
+                stems.setdefault(without_suffix(name), []).append((rank, name))
+            self.by_stem[folder] = stems
+        return self.by_stem[folder]
+
+    def advice(self, slide: Path) -> str:
+        """What may have been meant: looked up for the first few, as it takes a while."""
+        self.advised += 1
+        hint = missing(slide).hint or "" if self.advised <= ADVISED else ""
+        return hint if "did you mean" in hint else "check the path"
+
+
+_SLIDE, _IMAGE, _FOLDER = range(3)
+#: Missing slides of a list that get a hint at a similar name.
+ADVISED = 3
+
+
+def _slides_in(folder: Path) -> Iterator[tuple[int, str]]:
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                suffix = os.path.splitext(entry.name)[1].lower()
+                if entry.is_dir():
+                    if suffix in SLIDE_SUFFIXES | {".zarr"}:
+                        yield _FOLDER, entry.name
+                elif suffix in SLIDE_SUFFIXES | IMAGE_SUFFIXES:
+                    yield _SLIDE if suffix in SLIDE_SUFFIXES else _IMAGE, entry.name
+    except OSError:
+        return  # its slides are then not there
 
 
 def _number(path: Path, line: int, text: str | None) -> float | None:

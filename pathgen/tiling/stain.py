@@ -21,28 +21,38 @@ STAINED = {"hematoxylin": 0.10, "eosin": 0.10}
 SCORE_MPP = 2.0
 
 _FROM_RGB = np.linalg.inv(STAINS).astype(np.float32)
-#: Optical density of each 8-bit value; 0 counts as one millionth, as in scikit-image.
-_DENSITY = -np.log10(np.maximum(np.arange(256) / 255, 1e-6)).astype(np.float32)
+Color = tuple[int, int, int]
+WHITE: Color = (255, 255, 255)
 
 
-def hed(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Optical density (..., 3) of hematoxylin, eosin and DAB in RGB images (..., 3); >= 0."""
-    density = _DENSITY[images]
+def hed(images: NDArray[np.uint8], background: Color = WHITE) -> NDArray[np.float32]:
+    """Optical density (..., 3) of hematoxylin, eosin and DAB in RGB images (..., 3); >= 0.
+
+    `background` is the color of light that passed no stain. 0 counts as one millionth, as in
+    scikit-image.
+    """
+    through = np.clip(np.arange(256) / np.array(background)[:, None], 1e-6, 1)
+    density = -np.log10(through).astype(np.float32)[np.arange(3), images]
     stains = density.reshape(-1, 3) @ _FROM_RGB
     return np.asarray(np.maximum(stains, 0).reshape(images.shape), np.float32)
 
 
 def stain_scores(
-    images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]], factor: int = 4
+    images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]],
+    factor: int = 4,
+    background: Color = WHITE,
 ) -> dict[str, NDArray[np.float32]]:
     """Stain of RGB patches (n, size, size, 3), each measured after averaging `factor` x `factor`.
+
+    Light is divided by `background`, the color of the slide's empty glass, before it becomes an
+    optical density: against white, gray glass (210) would count as hematoxylin.
 
     Returns:
         ``hematoxylin`` and ``eosin``: share of stained pixels, 0..1; ``hematoxylin_mean`` and
         ``eosin_mean``: mean optical density. All (n,) float32.
     """
     images = np.asarray(images, np.uint8)
-    density = hed(_averaged(images, factor))[..., :2].reshape(len(images), -1, 2)
+    density = hed(_averaged(images, factor), background)[..., :2].reshape(len(images), -1, 2)
     scores = {}
     for i, (stain, least) in enumerate(STAINED.items()):
         one = density[..., i]

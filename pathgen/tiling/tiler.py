@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from pydantic import Field, model_validator
 from pathgen import commit
 from pathgen.config import Config
 from pathgen.errors import SlideError
-from pathgen.provenance import Provenance, digest
+from pathgen.provenance import Provenance
 from pathgen.stores import FORMAT_VERSION
 from pathgen.stores.codec import encode_patch
 from pathgen.stores.patches import PatchSpec, PatchStore, SlideFacts
@@ -24,12 +23,14 @@ from pathgen.tiling.inputs import SlideInput
 from pathgen.tiling.ledger import LedgerRow
 from pathgen.tiling.overview import NATIVE_TOLERANCE, check_brightfield, draw_thumbnail
 from pathgen.tiling.readers import open_with
-from pathgen.tiling.readers.check import check_slide, parts
+from pathgen.tiling.readers.base import BaseReader
+from pathgen.tiling.readers.check import parts, slide_identity
 from pathgen.tiling.slide import Scale, SlideReader
-from pathgen.tiling.stain import score_factor, stain_scores
-from pathgen.tiling.tissue import TissueConfig, TissueMask, mask_of, mask_overview
+from pathgen.tiling.stain import Color, score_factor, stain_scores
+from pathgen.tiling.tissue import TissueConfig, TissueMask, background, mask_of, mask_overview
 
-MIB = 2**20
+#: A larger share of ink among the tissue may be a stain instead.
+MUCH_INK = 0.2
 
 
 class TileConfig(Config):
@@ -56,7 +57,7 @@ class TileConfig(Config):
     """a level this close to `mpp`, relative, is taken as it is; the rest is stored as mpp_error"""
     reader: str = "auto"
     slide_mpp: float | None = Field(default=None, ge=0.05, le=10)
-    """microns per level-0 pixel; wins over what the slides say, not over a CSV's column"""
+    """microns per level-0 pixel of slides that do not say it, or say what cannot be"""
     thumbnail_px: int = Field(default=1024, ge=64, le=8192)
     """longer side of the thumbnails"""
 
@@ -85,8 +86,9 @@ class TileTask:
     out: Path
     config: TileConfig
     plan: bool = False
-    fresh: bool = False
-    """there may be a store made with other settings to replace"""
+    overwrite: bool = False
+    stale: tuple[Path, ...] = ()
+    """patch stores to remove when this one is made; with `overwrite`, also when it cannot be"""
     paths: tuple[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -102,46 +104,38 @@ class TileTask:
     def thumbnail(self) -> Path:
         return self.out / self.paths[1]
 
-    @property
-    def scale(self) -> Scale | None:
-        """What overrides the slide's own pixel size."""
-        if self.slide.mpp is not None:
-            return Scale(self.slide.mpp, self.slide.mpp, "csv")
-        given = self.config.slide_mpp
-        return None if given is None else Scale(given, given, "option")
+    def open(self) -> BaseReader:
+        """The slide; a CSV's pixel size wins over its own, the setting's stands in for one."""
+        listed, given = self.slide.mpp, self.config.slide_mpp
+        return open_with(
+            self.slide.path, self.config.reader,
+            None if listed is None else Scale(listed, listed, "csv"),
+            fallback=None if given is None else Scale(given, given, "option"),
+        )  # fmt: skip
 
     @property
     def known(self) -> dict[str, Any]:
         return {"label": self.slide.label, "patient": self.slide.patient}
 
-    def provenance(self) -> Provenance:
-        """Its id says whether a store on disk is what this task would make."""
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that the content of the store depends on, besides the slide file."""
         settings = self.config.model_dump(mode="json", exclude=set(COSMETIC))
-        settings["slide_mpp"] = self.scale.x if self.scale else None
         facts = {"name": self.slide.name, "format": FORMAT_VERSION, **self.known}
+        if self.slide.mpp is not None:
+            settings["slide_mpp"] = None  # not asked
+            facts["mpp"] = self.slide.mpp
+        return {**settings, "slide": facts}
+
+    def provenance(self) -> Provenance:
+        """Its id says whether a store on disk is what this task would make.
+
+        Raises:
+            NoInputError, SlideError: as `slide_identity`.
+        """
         return Provenance(
-            stage="tile", config={**settings, "slide": facts},
-            inputs={"slide": slide_identity(self.slide.path)},
-        )  # fmt: skip
-
-
-def slide_identity(path: Path) -> str:
-    """Digest of a slide's files: each one's size, first and last MiB. Reads little, misses little.
-
-    Raises:
-        NoInputError, SlideError: as `check_slide`.
-    """
-    check_slide(path)
-    marks = []
-    for part in parts(path):
-        size = part.stat().st_size
-        with part.open("rb") as handle:
-            ends = hashlib.blake2b(handle.read(MIB), digest_size=16)
-            if size > MIB:
-                handle.seek(max(size - MIB, MIB))
-                ends.update(handle.read(MIB))
-        marks.append([size, ends.hexdigest()])
-    return digest(marks, 32)
+            stage="tile", config=self.settings, inputs={"slide": slide_identity(self.slide.path)}
+        )
 
 
 def tile_slide(task: TileTask) -> LedgerRow:
@@ -159,7 +153,7 @@ def tile_slide(task: TileTask) -> LedgerRow:
         return LedgerRow(task.slide.name, "empty", "same_slide", message, path.name, **task.known)
     provenance = task.provenance()
     before = _stamp(path)
-    with open_with(path, task.config.reader, task.scale) as slide:
+    with task.open() as slide:
         layout = _Layout.of(slide, task)
         if task.plan:
             return layout.row(task, slide, planned=True)
@@ -174,6 +168,7 @@ class _Layout:
     candidates: int
     grid: TileGrid
     tissue: NDArray[np.float32]
+    background: Color
 
     @classmethod
     def of(cls, slide: SlideReader, task: TileTask) -> Self:
@@ -190,7 +185,10 @@ class _Layout:
         tissue = grid.tissue(mask, plan)
         # A patch without any tissue is no candidate, even where no share is asked for.
         enough = (tissue >= config.min_tissue) & (tissue > 0)
-        return cls(plan, mask, overview.pixels, len(grid), grid.keep(enough), tissue[enough])
+        return cls(
+            plan, mask, overview.pixels, len(grid), grid.keep(enough), tissue[enough],
+            background(overview.pixels),
+        )  # fmt: skip
 
     def row(
         self, task: TileTask, slide: SlideReader, kept: int | None = None, planned: bool = False
@@ -204,10 +202,15 @@ class _Layout:
             reason, message = "no_tissue", "no tissue found"
         elif not patches:
             reason, message = "filtered", "tissue found, but no patch passed the filters"
+        ink = round(self.mask.ink, 4)
+        if ink > MUCH_INK:
+            warning = f"{ink:.0%} of the tissue was taken for pen: for stains with blue or green"
+            warning += " use --set tissue.drop_ink=false"
+            message = f"{message}; {warning}" if message else warning
         return LedgerRow(
             task.slide.name, "done" if patches else "empty", reason, message, task.slide.path.name,
             candidates=self.candidates, dropped_tissue=self.candidates - len(self.grid),
-            dropped_stain=len(self.grid) - patches, patches=patches,
+            dropped_stain=len(self.grid) - patches, ink=ink, patches=patches,
             mpp=slide.mpp, mpp_source=slide.mpp_source, store=task.paths[0],
             thumbnail=task.paths[1], **task.known,
         )  # fmt: skip
@@ -242,6 +245,7 @@ def _store(
             )  # fmt: skip
         row = layout.row(task, slide, sum(map(len, kept)))
         writer.set_attr("ledger", _stored(row))
+        writer.set_attr("background", layout.background)
         coords = np.concatenate([np.empty((0, 2), np.int64), *kept])
         _write_thumbnail(task, slide, layout, coords)
     return row
@@ -250,14 +254,14 @@ def _store(
 def _batches(slide: SlideReader, layout: _Layout, config: TileConfig) -> Iterator[dict[str, Any]]:
     """The kept patches with their columns, in grid order."""
     plan, grid = layout.plan, layout.grid
-    factor = score_factor(plan.mpp)
+    factor, glass = score_factor(plan.mpp), layout.background
     for pieces in grid.strips(plan):
         rows: list[NDArray[np.int64]] = []
         encoded: list[bytes] = []
         scores: dict[str, list[NDArray[np.float32]]] = {}
         for piece in pieces:
             images = plan.read(slide, grid.coords[piece])
-            measured = stain_scores(images, factor)
+            measured = stain_scores(images, factor, glass)
             good = measured["hematoxylin"] >= config.min_hematoxylin
             encoded += [encode_patch(im, config.codec, config.quality) for im in images[good]]
             rows.append(piece[good])
@@ -288,7 +292,7 @@ def _write_thumbnail(
 
 def _stored(row: LedgerRow) -> dict[str, Any]:
     """What of a row a later run needs and could not know from the store's columns."""
-    names = ("state", "reason", "message", "candidates", "dropped_tissue", "dropped_stain",
+    names = ("state", "reason", "message", "candidates", "dropped_tissue", "dropped_stain", "ink",
              "patches", "mpp", "mpp_source")  # fmt: skip
     return {name: getattr(row, name) for name in names}
 

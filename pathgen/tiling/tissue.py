@@ -44,6 +44,8 @@ class TissueMask:
     """level-0 position of its first pixel"""
     scale: tuple[float, float] = (1.0, 1.0)
     """level-0 pixels per mask pixel, x and y"""
+    ink: float = 0.0
+    """share of what looked like tissue that was left out as pen"""
 
     @cached_property
     def _sums(self) -> NDArray[np.float64]:
@@ -103,13 +105,16 @@ def mask_overview(slide: SlideReader, config: TissueConfig) -> Overview:
 def mask_of(overview: Overview, mpp_xy: tuple[float, float], config: TissueConfig) -> TissueMask:
     """The mask of an overview whose slide has `mpp_xy` microns per level-0 pixel."""
     mpp = overview.scale[0] * mpp_xy[0]
-    pixels = _METHODS[config.method](overview.pixels, mpp, config)
-    pixels = _cleaned(pixels, mpp, config)
-    return TissueMask(pixels, mpp, overview.origin, overview.scale)
+    found, ink = _METHODS[config.method](overview.pixels, mpp, config)
+    share = float((found & ink).sum() / max(found.sum(), 1))
+    pixels = _cleaned(found & ~ink, mpp, config)
+    return TissueMask(pixels, mpp, overview.origin, overview.scale, share)
 
 
-def _otsu(pixels: NDArray[np.uint8], mpp: float, config: TissueConfig) -> NDArray[np.bool_]:
-    """Absorbs light and has color, or absorbs much."""
+def _otsu(
+    pixels: NDArray[np.uint8], mpp: float, config: TissueConfig
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Absorbs light and has color, or absorbs much; and what of it is pen."""
     from scipy.ndimage import uniform_filter
 
     light = pixels.astype(np.float32)
@@ -121,7 +126,8 @@ def _otsu(pixels: NDArray[np.uint8], mpp: float, config: TissueConfig) -> NDArra
     dense = density > _threshold(density[~black], config.density)
     colored = chroma > _threshold(chroma[~black], config.chroma)
     tissue = dense & (colored | (density > 0.4)) & ~black
-    return np.asarray(tissue & ~_ink(densities, mpp) if config.drop_ink else tissue)
+    ink = _ink(densities, mpp) if config.drop_ink else np.zeros_like(tissue)
+    return np.asarray(tissue, np.bool_), ink
 
 
 def _ink(density: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
@@ -140,6 +146,14 @@ def _ink(density: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
     if not reach or not strokes.any():
         return strokes
     return np.asarray(binary_dilation(strokes, _disk(reach)), np.bool_)
+
+
+def background(overview: NDArray[np.uint8]) -> tuple[int, int, int]:
+    """Color of the empty glass, RGB; white where none is in sight."""
+    red, green, blue = (round(float(v)) for v in _glass(overview.astype(np.float32)))
+    if green < 0.97 * min(red, blue):  # tissue to the edges: stains absorb green most, glass not
+        return 255, 255, 255
+    return red, green, blue
 
 
 def _glass(light: NDArray[np.float32]) -> NDArray[np.float32]:

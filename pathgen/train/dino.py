@@ -117,7 +117,7 @@ def train_dino(
         raise NoInputError("no patches to train on", hint="run `pathgen tile` first")
     optim = config.optim
     steps, epoch = total_steps(optim, images), steps_per_epoch(images, optim.batch_size)
-    warmup = int(optim.warmup_epochs * epoch)
+    warmup = warmup_steps(config, epoch, steps)
     lr = optim.lr * optim.batch_size / 256
 
     engine = Engine(config.run)
@@ -170,7 +170,8 @@ def train_dino(
                 if step % config.run.log_every == 0 or done == steps:
                     run.log(
                         step, loss=value, loss_dino=float(terms.dino.detach()),
-                        **_extra(terms, views), lr=rate, weight_decay=decay, momentum=momentum,
+                        **_extra(terms, views, bool(augmentations)), lr=rate, weight_decay=decay,
+                        momentum=momentum,
                         teacher_entropy=float(terms.teacher_entropy), gradient_norm=norm,
                         images_per_second=clock.rate(done, optim.batch_size),
                     )  # fmt: skip
@@ -182,6 +183,28 @@ def train_dino(
         seen = {"steps": steps, "images_seen": steps * optim.batch_size}
         run.finish(encoder, {**run.loss_summary(), **seen})
     return encoder
+
+
+def warmup_steps(config: DinoConfig, epoch: int, steps: int) -> int:
+    """Steps until the learning rate is up.
+
+    Raises ConfigError (PG-C01) where warm-up or the frozen last layer would take all `steps`:
+    with `steps` given, an epoch of many patches can be longer than the training.
+    """
+    optim = config.optim
+    warmup = optim.warmup_steps
+    if warmup is None:
+        warmup = int(optim.warmup_epochs * epoch)
+    for name, taken in (
+        ("warm-up", warmup), ("frozen last layer", int(config.freeze_last_layer_epochs * epoch))
+    ):  # fmt: skip
+        if taken >= steps > 1:
+            raise ConfigError(
+                "training ends before it begins", where="optim",
+                why=f"the {name} takes {taken:,} steps of {steps:,}; an epoch has {epoch:,}",
+                hint="set optim.warmup_steps and freeze_last_layer_epochs, or train longer",
+            )  # fmt: skip
+    return warmup
 
 
 class _Clock:
@@ -206,14 +229,12 @@ def _check_views(views: ViewConfig, encoder: Encoder) -> None:
             )  # fmt: skip
 
 
-def _extra(terms: DinoTerms, views: Views) -> dict[str, float]:
+def _extra(terms: DinoTerms, views: Views, synthetic: bool) -> dict[str, float]:
     """What Gen-DINO logs besides: its second loss, and samples without a synthetic image."""
-    if terms.disentangle is None:
-        return {}
-    return {
-        "loss_disentangle": float(terms.disentangle.detach()),
-        "without_synthetic": float(views.missing),
-    }
+    extra = {"without_synthetic": float(views.missing)} if synthetic else {}
+    if terms.disentangle is not None:
+        extra["loss_disentangle"] = float(terms.disentangle.detach())
+    return extra
 
 
 def _to(views: Views, device: torch.device) -> Views:

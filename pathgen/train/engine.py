@@ -212,5 +212,5 @@ def checkpoint(
     if stopping:
         raise Stopped(
             f"stopped after step {done} of {steps}", where=run.path, why=stop.reason,
-            hint="run the same command again to go on from here",
+            hint="run the same command again, without --overwrite, to go on from here",
         )  # fmt: skip

@@ -18,6 +18,7 @@ from pathgen.data.sources import PatchSource
 from pathgen.errors import ConfigError, NoInputError, RunError
 from pathgen.models.autoencoder import Autoencoder
 from pathgen.models.ldm import EmbeddingConditionedLDM, LDMConfig
+from pathgen.models.weights import weights_id
 from pathgen.progress import Progress, Silent
 from pathgen.runs import Run, RunConfig, load_model
 from pathgen.stores.features import FeatureStore
@@ -101,7 +102,8 @@ def train_ldm(
     if run.finished:
         return load_model(run.path, EmbeddingConditionedLDM)
     encoder_id = check_alignment(sources, features)
-    model_config = config.model.model_copy(update={"encoder_id": encoder_id})
+    known = {"encoder_id": encoder_id, "autoencoder_id": weights_id(autoencoder)}
+    model_config = config.model.model_copy(update=known)
     check_sizes(model_config, autoencoder, features)
     optim = config.optim
     patches = PatchDataset(list(sources))

@@ -127,7 +127,7 @@ def predict(head: MILHead, bags: Bags) -> BagPrediction:
     attention = []
     for i, vectors in enumerate(bags.features):
         output = head(*_padded([torch.from_numpy(np.asarray(vectors, np.float32))], device))
-        probabilities[i] = output.logits[0].double().softmax(-1).cpu().numpy()
+        probabilities[i] = output.logits[0].cpu().double().softmax(-1).cpu().numpy()
         attention.append(output.attention[0].cpu().numpy())
     return BagPrediction(probabilities, attention)
 

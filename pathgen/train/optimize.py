@@ -28,6 +28,8 @@ class OptimConfig(Config):
     min_lr: float = Field(default=1e-6, ge=0)
     """where the cosine ends, not scaled"""
     warmup_epochs: float = Field(default=10, ge=0)
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """when given, it counts instead of `warmup_epochs`"""
     weight_decay: float = Field(default=0.04, ge=0)
     weight_decay_end: float = Field(default=0.4, ge=0)
     clip_norm: float = Field(default=3.0, ge=0)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from pathgen.errors import NoInputError, SlideError
-from pathgen.tiling.readers.tiff import read_directories
+from pathgen.provenance import digest
+from pathgen.tiling.readers.tiff import beyond_offsets, read_directories
+
+MIB = 2**20
 
 #: First bytes -> name, of what is read here (True) or only recognized (False).
 _MAGIC: tuple[tuple[bytes, str, bool], ...] = (
@@ -31,6 +36,24 @@ UNSUPPORTED = {
     ".jp2": "JPEG 2000 image", ".tmap": "TMAP", ".lif": "Leica LIF", ".zvi": "Zeiss ZVI",
 }  # fmt: skip
 
+SLIDE_SUFFIXES = frozenset(
+    {".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".mrxs", ".scn", ".bif", ".svslide",
+     ".czi", ".dcm", ".btf", ".tf8", ".tf2", ".qptiff"} | set(UNSUPPORTED)
+)  # fmt: skip
+#: Plain images count in a folder that holds no slide: beside slides they are thumbnails or masks.
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
+_DOUBLE = (".ome.tiff", ".ome.tif", ".ome.zarr")
+
+
+def without_suffix(name: str) -> str:
+    """A relative path without the suffix of a slide or image; any other suffix is the name's."""
+    for double in _DOUBLE:
+        if name.lower().endswith(double) and len(PurePosixPath(name).name) > len(double):
+            return name[: -len(double)]
+    suffix = PurePosixPath(name).suffix
+    known = suffix.lower() in SLIDE_SUFFIXES | IMAGE_SUFFIXES
+    return name[: -len(suffix)] if known else name
+
 
 def check_slide(path: Path) -> str:
     """The kind of file at `path`: ``"TIFF"``, ``"DICOM"``, ``"PNG"`` ...
@@ -48,10 +71,7 @@ def check_slide(path: Path) -> str:
         with path.open("rb") as handle:
             head = handle.read(132)
     except OSError as error:
-        raise SlideError(
-            "slide cannot be read", code="PG-N04", where=path.name,
-            why=str(error.strerror or error), hint="check permissions and links",
-        ) from error  # fmt: skip
+        raise unreadable(path, error) from error
     if path.suffix.lower() == ".mrxs":
         return _check_mrxs(path)
     if not head:
@@ -80,12 +100,20 @@ def missing(path: Path) -> NoInputError:
     return NoInputError("no such file or folder", where=path, hint=hint)
 
 
+def unreadable(path: Path, error: OSError) -> SlideError:
+    """PG-N04: permissions, a broken link, a disk that fails."""
+    return SlideError(
+        "slide cannot be read", code="PG-N04", where=path.name,
+        why=str(error.strerror or error), hint="check permissions, links and the disk",
+    )  # fmt: skip
+
+
 def unsupported(path: Path, what: str) -> SlideError:
     """PG-S10: a format or flavor that this version does not read."""
     return SlideError(
         "format not supported by this version", code="PG-S10", where=path.name, why=f"it is {what}",
         hint="convert it to a tiled pyramidal TIFF, 8 bits RGB, e.g. with bioformats2raw and "
-        "raw2ometiff, or with `vips tiffsave --tile --pyramid`",
+        "`raw2ometiff --rgb`, or with `vips tiffsave --tile --pyramid`",
     )  # fmt: skip
 
 
@@ -126,6 +154,45 @@ def parts(path: Path) -> Iterator[Path]:
         yield from sorted(p for p in path.parent.glob("*.jpg"))
 
 
+def series_of(path: Path) -> str | None:
+    """SeriesInstanceUID (0020,000E) of an explicit little-endian DICOM file; None if not found."""
+    try:
+        with path.open("rb") as handle:
+            head = handle.read(65536)
+    except OSError:
+        return None  # opening it as a slide will say why
+    if head[128:132] != b"DICM":
+        return None
+    at = head.find(b"\x20\x00\x0e\x00UI")
+    if at < 0:
+        return None
+    length = int.from_bytes(head[at + 6 : at + 8], "little")
+    return head[at + 8 : at + 8 + length].decode("ascii", "replace").strip("\0 ")
+
+
+def slide_identity(path: Path) -> str:
+    """Digest of a slide's files: each one's size, first and last MiB. Reads little, misses little.
+
+    Raises:
+        NoInputError, SlideError: as `check_slide`; PG-N04 when a file cannot be read.
+    """
+    try:
+        check_slide(path)
+        return digest([_mark(part) for part in parts(path)], 32)
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _mark(part: Path) -> list[Any]:
+    size = part.stat().st_size
+    with part.open("rb") as handle:
+        ends = hashlib.blake2b(handle.read(MIB), digest_size=16)
+        if size > MIB:
+            handle.seek(max(size - MIB, MIB))
+            ends.update(handle.read(MIB))
+    return [size, ends.hexdigest()]
+
+
 def _kind(head: bytes) -> tuple[str, bool]:
     if head[128:132] == b"DICM":
         return "DICOM", True
@@ -148,6 +215,8 @@ def _refuse(path: Path, kind: str) -> SlideError:
 
 
 def _check_tiff(path: Path) -> None:
+    if beyond_offsets(path):
+        return
     pages = read_directories(path)
     pyramid = [page for page in pages if page.tiled] or pages[:1]
     deepest = max(page.bits for page in pyramid)

@@ -13,7 +13,7 @@ from openslide import OpenSlideError
 
 from pathgen.errors import SlideError
 from pathgen.tiling.readers.base import BaseReader
-from pathgen.tiling.readers.check import dicom_files, truncated_dicom, unsupported
+from pathgen.tiling.readers.check import dicom_files, parts, truncated_dicom, unsupported
 from pathgen.tiling.readers.tiff import check_size
 from pathgen.tiling.slide import Header, Scale
 
@@ -44,8 +44,10 @@ class OpenSlideReader(BaseReader):
         properties: Mapping[str, str] = handle.properties
         width, height = handle.dimensions
         vendor = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
-        if not self.path.is_dir() and self.path.stat().st_size and vendor != "dicom":
-            check_size(self.path, width, height, max(self.path.stat().st_size, 2**20))
+        if vendor != "dicom":
+            files = [part.stat().st_size for part in parts(self.path)]
+            # A slide of many files may be an empty canvas with little in it.
+            check_size(self.path, width, height, max(sum(files), 2**20), capped=len(files) == 1)
         bounds = [_number(properties, f"openslide.bounds-{k}") for k in ("x", "y", "width",
                   "height")]  # fmt: skip
         x, y, w, h = (

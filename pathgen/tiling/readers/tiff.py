@@ -19,9 +19,8 @@ from pathgen.errors import SlideError
 MAX_DIRECTORIES = 4096
 MAX_TAGS = 4096
 MAX_SIDE = 2**20
-MAX_PIXELS = 4e10
+MAX_PIXELS = 40_000_000_000
 MAX_PIXELS_PER_BYTE = 20_000
-NDPI = 65420  # present in every directory of a Hamamatsu NDPI
 
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4,
           16: 8, 17: 8, 18: 8}  # fmt: skip
@@ -71,11 +70,24 @@ def truncated(path: Path, length: int, needed: int) -> SlideError:
     )  # fmt: skip
 
 
-def check_size(path: Path, width: int, height: int, length: int) -> None:
-    """PG-S06 when the declared pixels cannot be in `length` bytes."""
-    if max(width, height) > MAX_SIDE or width * height > min(
-        MAX_PIXELS, MAX_PIXELS_PER_BYTE * max(length, 1)
-    ):
+def beyond_offsets(path: Path) -> bool:
+    """Whether a file is too long for the 32-bit offsets of its directories.
+
+    An NDPI above 4 GiB keeps the high halves of its offsets where no TIFF reader looks; OpenSlide
+    knows them.
+    """
+    if path.stat().st_size < 2**32:
+        return False
+    with path.open("rb") as handle:
+        return handle.read(4) == b"II*\0" or path.suffix.lower() == ".ndpi"
+
+
+def check_size(path: Path, width: int, height: int, length: int, *, capped: bool = True) -> None:
+    """PG-S06 when the declared pixels cannot be in `length` bytes; `capped`: nor in any slide."""
+    most = MAX_PIXELS_PER_BYTE * max(length, 1)
+    if capped:
+        most = min(MAX_PIXELS, most)
+    if max(width, height) > MAX_SIDE or width * height > most:
         raise SlideError(
             "declared size is implausible", code="PG-S06", where=path.name,
             why=f"{width:,} x {height:,} pixels in {length:,} bytes",
@@ -118,15 +130,12 @@ class _Walk:
             if len(seen) >= MAX_DIRECTORIES:
                 raise damaged(self.path, f"more than {MAX_DIRECTORIES} directories")
             seen.add(offset)
-            page, following, ndpi = self._directory(offset)
+            page, following = self._directory(offset)
             found.append(page)
-            waiting += page.children
-            # NDPI above 4 GiB keeps the high halves of its offsets where no TIFF reader looks.
-            if not (ndpi and self.length > 2**32):
-                waiting.append(following)
+            waiting += [*page.children, following]
         return found
 
-    def _directory(self, offset: int) -> tuple[Directory, int, bool]:
+    def _directory(self, offset: int) -> tuple[Directory, int]:
         count_size, entry_size, pointer = (8, 20, "Q") if self.big else (2, 12, "I")
         kind = "Q" if self.big else "H"
         count = struct.unpack(f"{self.order}{kind}", self._bytes(offset, count_size))[0]
@@ -140,7 +149,7 @@ class _Walk:
             tag, type_, n = struct.unpack(f"{self.order}HH{pointer}", entry[: 4 + size])
             tags[tag] = (type_, n, entry[4 + size :])
         following = struct.unpack(f"{self.order}{pointer}", block[-size:])[0]
-        return self._page(tags), following, NDPI in tags
+        return self._page(tags), following
 
     def _page(self, tags: dict[int, tuple[int, int, bytes]]) -> Directory:
         width, height = self._one(tags, 256, 0), self._one(tags, 257, 0)
@@ -151,8 +160,6 @@ class _Walk:
         offsets = self._many(tags, 324 if tiled else 273)
         counts = self._many(tags, 325 if tiled else 279)
         last = 0
-        if NDPI in tags and self.length > 2**32:
-            offsets = offsets[:0]
         n = min(len(offsets), len(counts))
         if n:
             ends = offsets[:n].astype(np.uint64) + counts[:n].astype(np.uint64)

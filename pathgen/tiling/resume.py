@@ -1,0 +1,180 @@
+"""What lies in the output folder before a run: what is kept, what may go, what is in the way."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pathgen.errors import ConfigError, PathgenError, StoreError
+from pathgen.stores import FORMAT, PatchStore
+from pathgen.tiling.ledger import LedgerRow
+from pathgen.tiling.tiler import TileTask, row_of_store
+
+STORES = ("h5", "zarr")
+#: How a store's writer may have been stopped, or its disk have failed.
+BROKEN = {"PG-O04", "PG-O11"}
+
+
+@dataclass
+class Found:
+    """What an earlier run leaves to this one, by index of the task."""
+
+    rows: dict[int, LedgerRow] = field(default_factory=dict)
+    """of slides that need no work"""
+    stale: dict[int, tuple[Path, ...]] = field(default_factory=dict)
+    """patch stores to remove once the slide is tiled anew"""
+
+
+def look_around(out: Path, tasks: Sequence[TileTask], overwrite: bool) -> Found:
+    """Compare what is in `out` with what `tasks` would make. Nothing is changed.
+
+    Raises:
+        ConfigError: PG-O19, a store is whole but made with other settings, belongs to no task,
+            or a place is taken by what `tile` has not made.
+    """
+    _refuse_strangers(out, tasks)
+    listed = _listed(out)
+    found = Found()
+    for index, task in enumerate(tasks):
+        stale = []
+        for kind in STORES:
+            path = out / f"{task.slide.name}.{kind}"
+            row = _look(task, path, overwrite, listed) if os.path.lexists(path) else None
+            if isinstance(row, LedgerRow):
+                found.rows[index] = row
+            elif row is not None:
+                stale.append(row)
+        if stale:
+            found.stale[index] = tuple(stale)
+    return found
+
+
+def _look(task: TileTask, path: Path, overwrite: bool, listed: set[str]) -> LedgerRow | Path | None:
+    """The row of a store to keep, the path of one to replace, or None for what is left alone."""
+    try:
+        with PatchStore.open(path) as store:
+            store.verify()
+            row = _compare(task, store, overwrite)
+        return path if row is None else row
+    except StoreError as error:
+        head = _head(path)
+        ours = _is_patches(head)
+        if head is None:  # unreadable: only the ledger can tell whose it was
+            ours = path.relative_to(task.out).as_posix() in listed
+        if ours and (overwrite or error.code in BROKEN):
+            return path
+        if not ours and path != task.store:
+            return None
+        hint = "move it away, or choose another --out"
+        raise ConfigError(
+            "the place of a store is taken", code="PG-O19", where=path, why=error.what,
+            hint=f"make it anew with --overwrite, {hint}" if ours else hint,
+        ) from error  # fmt: skip
+
+
+def _compare(task: TileTask, store: PatchStore, overwrite: bool) -> LedgerRow | None:
+    """The row of a sound store that stays; None when it is to be made anew."""
+    mine, theirs = _flat(task.settings), _flat(store.provenance.config)
+    key = next((k for k in [*mine, *theirs] if mine.get(k) != theirs.get(k)), None)
+    if key is not None:
+        why = f"the setting {key} was {theirs.get(key)!r} and is now {mine.get(key)!r}"
+    elif "ledger" not in store.attrs:
+        why = "it was not made by `pathgen tile`"
+    else:
+        try:
+            if task.slide.problem:
+                raise task.slide.problem
+            wanted = task.provenance()
+        except PathgenError as error:
+            return _kept(task, error)
+        if store.id == wanted.id:
+            return row_of_store(task, store)
+        why = "it was made by another version of pathgen"
+        if store.provenance.inputs != wanted.inputs:
+            why = "the slide file is not the one it was made from"
+    if overwrite:
+        return None
+    raise ConfigError(
+        "stores here were made with other settings", code="PG-O19", where=store.path, why=why,
+        hint="make them anew with --overwrite, or choose another --out",
+    )  # fmt: skip
+
+
+def _kept(task: TileTask, error: PathgenError) -> LedgerRow:
+    """A slide that cannot be read now, as when its disk is not mounted, keeps its good store."""
+    row = LedgerRow.failure(task.slide.name, task.slide.path.name, error, **task.known)
+    return replace(row, message=f"{row.message} The store of an earlier run was kept.")
+
+
+def _refuse_strangers(out: Path, tasks: Iterable[TileTask]) -> None:
+    """Stores that the new ledger would not list, and later commands would still take."""
+    mine = {f"{task.slide.name}.{kind}" for task in tasks for kind in STORES}
+    strange = [
+        name for name in _stores_below(out)
+        if name not in mine and _is_sealed_patches(_head(out / name))
+    ]  # fmt: skip
+    if not strange:
+        return
+    more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+    raise ConfigError(
+        "stores of other slides are here", code="PG-O19", where=out,
+        why=f"not among the slides given: {', '.join(strange[:3])}{more}",
+        hint="give all slides, choose another --out, or remove those stores",
+    )  # fmt: skip
+
+
+def _stores_below(out: Path) -> Iterator[str]:
+    """Paths relative to `out` of what has a store's suffix; hidden names are passed over."""
+    for folder, folders, files in os.walk(out):
+        here = Path(folder)
+        shown = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in shown if not name.endswith(".zarr")]
+        for name in [n for n in shown if n.endswith(".zarr")] + sorted(files):
+            if name.endswith(tuple(f".{kind}" for kind in STORES)) and not name.startswith("."):
+                yield (here / name).relative_to(out).as_posix()
+
+
+def _head(path: Path) -> Mapping[str, Any] | None:
+    """Root attributes, unchecked; {} for what is no store; None where they cannot be read."""
+    from pathgen.stores import hdf5, zarr
+
+    try:
+        if path.suffix == ".zarr":
+            return zarr.read_attrs(path)
+        return hdf5.read_attrs(path)
+    except StoreError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+        return None
+
+
+def _is_patches(head: Mapping[str, Any] | None) -> bool:
+    head = head or {}
+    return head.get("format") == FORMAT and head.get("kind") == PatchStore.kind
+
+
+def _is_sealed_patches(head: Mapping[str, Any] | None) -> bool:
+    return _is_patches(head) and "seal" in (head or {})
+
+
+def _listed(out: Path) -> set[str]:
+    """Stores in the ledger of an earlier run."""
+    try:
+        rows = json.loads((out / "slides.json").read_bytes())["slides"]
+        return {row["store"] for row in rows if row["store"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
