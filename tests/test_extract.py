@@ -228,7 +228,7 @@ def test_timm_without_its_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert caught.value.code == "PG-E02"
 
 
-@pytest.mark.parametrize("name", ["../../x", "/tmp/x"])
+@pytest.mark.parametrize("name", ["../../x", "/elsewhere/x"])
 def test_a_name_that_leads_elsewhere_is_refused(name: str, tmp_path: Path) -> None:
     """Stores come from anywhere, and say their name themselves."""
     store = make_patches(tmp_path / "a.h5", noise(np.random.default_rng(0), 2, 8), name=name)

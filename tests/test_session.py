@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +16,9 @@ from pathgen.synthetic import CohortConfig
 from pathgen.tiling import TileConfig
 from pathgen.train.mil import MILTrainConfig
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SLIDES = 6
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -30,17 +30,10 @@ from pathgen.train import dino as module
 from pathgen.train.dino import DinoConfig, dino_loss, train_dino
 from pathgen.train.optimize import OptimConfig
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TESTS = Path(__file__).resolve().parent
 AUGMENTATIONS: Any = ["anything: the loader is replaced"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny products are faster without threads, and bits do not depend on their number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def fit(path: Path, config: DinoConfig, *, augmentations: Any = (), n: int = 64) -> Run:

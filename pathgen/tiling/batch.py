@@ -67,7 +67,7 @@ def tile(
             stack.enter_context(commit.lock(out))
             commit.sweep(out)
             stack.push(_sweeper(out))
-        found = look_around(out, tasks, overwrite)
+        found = look_around(out, tasks, overwrite, progress)
         rows = found.rows
         kept = sum(row.state != "failed" for row in rows.values())
         for index, stale in found.stale.items():

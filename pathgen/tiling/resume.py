@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pathgen.errors import ConfigError, PathgenError, StoreError
+from pathgen.progress import Progress, Silent
 from pathgen.stores import FORMAT, PatchStore
 from pathgen.tiling.ledger import LedgerRow
 from pathgen.tiling.tiler import TileTask, row_of_store
@@ -29,7 +30,9 @@ class Found:
     """patch stores to remove once the slide is tiled anew"""
 
 
-def look_around(out: Path, tasks: Sequence[TileTask], overwrite: bool) -> Found:
+def look_around(
+    out: Path, tasks: Sequence[TileTask], overwrite: bool, progress: Progress = Silent()
+) -> Found:
     """Compare what is in `out` with what `tasks` would make. Nothing is changed.
 
     Raises:
@@ -39,18 +42,30 @@ def look_around(out: Path, tasks: Sequence[TileTask], overwrite: bool) -> Found:
     _refuse_strangers(out, tasks)
     listed = _listed(out)
     found = Found()
-    for index, task in enumerate(tasks):
-        stale = []
-        for kind in STORES:
-            path = out / f"{task.slide.name}.{kind}"
-            row = _look(task, path, overwrite, listed) if os.path.lexists(path) else None
-            if isinstance(row, LedgerRow):
-                found.rows[index] = row
-            elif row is not None:
-                stale.append(row)
-        if stale:
-            found.stale[index] = tuple(stale)
+    places = {
+        index: there
+        for index, task in enumerate(tasks)
+        if (there := [path for path in _places(task) if os.path.lexists(path)])
+    }
+    if not places:
+        return found
+    with progress.task("check", len(places)) as bar:
+        for index, there in places.items():
+            stale = []
+            for path in there:
+                row = _look(tasks[index], path, overwrite, listed)
+                if isinstance(row, LedgerRow):
+                    found.rows[index] = row
+                elif row is not None:
+                    stale.append(row)
+            if stale:
+                found.stale[index] = tuple(stale)
+            bar.advance(note=tasks[index].slide.name)
     return found
+
+
+def _places(task: TileTask) -> list[Path]:
+    return [task.out / f"{task.slide.name}.{kind}" for kind in STORES]
 
 
 def _look(task: TileTask, path: Path, overwrite: bool, listed: set[str]) -> LedgerRow | Path | None:
