@@ -16,6 +16,8 @@ from pathgen.progress import Progress, Silent
 SLIDES = 24
 COHORT = ("width=2560", "height=2560", "grades=[0,2,5]")
 TILE = ("patch_size=128", "mpp=0.75")
+#: Less of what takes longest, so that two slow cores are done in minutes.
+PRETRAIN = ("ldm.optim.steps=350", "augment.max_sources=200")
 
 
 def run_demo(
@@ -87,6 +89,7 @@ class _Steps:
             self.out / "tiles",
             self.run,
             "tiny",
+            overrides=PRETRAIN,
             seed=self.seed,
             device=self.device,
             progress=self.progress,
@@ -166,7 +169,9 @@ class _Steps:
         return target
 
     def _commands(self) -> list[dict[str, str]]:
-        cohort = " ".join(f"--set {setting}" for setting in COHORT)
+        cohort, stages = (
+            " ".join(f"--set {setting}" for setting in settings) for settings in (COHORT, PRETRAIN)
+        )
         tile = " ".join(
             f"--{key.replace('_', '-')} {value}"
             for key, value in (setting.split("=") for setting in TILE)
@@ -174,7 +179,10 @@ class _Steps:
         steps = [
             ("Draw the slides", f"demo-slides -o slides/ -n {SLIDES} --seed {self.seed} {cohort}"),
             ("Tile them", f"tile slides/ -o tiles/ {tile}"),
-            ("Pretrain", f"pretrain tiles/ -o runs/tiny --recipe tiny --seed {self.seed}"),
+            (
+                "Pretrain",
+                f"pretrain tiles/ -o runs/tiny --recipe tiny --seed {self.seed} {stages}",
+            ),
         ]
         for name, place in self.encoders.items():
             inside = place.relative_to(self.out)
