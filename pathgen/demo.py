@@ -17,7 +17,10 @@ SLIDES = 24
 COHORT = ("width=2560", "height=2560", "grades=[0,2,5]")
 TILE = ("patch_size=128", "mpp=0.75")
 #: Less of what takes longest, so that two slow cores are done in minutes.
-PRETRAIN = ("ldm.optim.steps=350", "augment.max_sources=200")
+PRETRAIN = (
+    "dino.optim.steps=240", "autoencoder.optim.steps=1000", "ldm.optim.steps=300",
+    "augment.max_sources=160",
+)  # fmt: skip
 
 
 def run_demo(
