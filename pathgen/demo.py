@@ -19,7 +19,7 @@ TILE = ("patch_size=128", "mpp=0.75")
 #: Less of what takes longest, so that two slow cores are done in minutes.
 PRETRAIN = (
     "dino.optim.steps=240", "autoencoder.optim.steps=1000", "ldm.optim.steps=300",
-    "augment.max_sources=160",
+    "ldm.optim.batch_size=10", "augment.max_sources=160",
 )  # fmt: skip
 
 
