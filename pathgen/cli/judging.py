@@ -1,0 +1,108 @@
+"""Commands that judge and show results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pathgen.cli.options import (
+    AsJson,
+    Quiet,
+    Seed,
+    Verbose,
+)
+from pathgen.cli.root import app, evaluate_app
+from pathgen.console import Talk, guarded, shown
+
+
+@evaluate_app.command("knn")
+@guarded
+def evaluate_knn(
+    features: Annotated[list[Path], typer.Argument(help="Feature stores to learn from.")],
+    test: Annotated[
+        list[Path] | None,
+        typer.Option(help="Feature stores to be judged on. Default: leave slides out."),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV with slide, x, y, label and perhaps patient; default: the folders' names."
+        ),
+    ] = None,
+    k: Annotated[int, typer.Option(min=1, help="Neighbors.")] = 20,
+    title: Annotated[str | None, typer.Option(help="Name of the row in a report.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="JSON file for the result.")
+    ] = None,
+    seed: Seed = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Weighted k-nearest-neighbor accuracy of features, as DINO measures it."""
+    from pathgen import commit
+    from pathgen.evaluate.knn import evaluate_knn as measure
+
+    values = measure(features, test, labels=labels, k=k, seed=seed or 0, title=title)
+    if out:
+        commit.write_json(out, values)
+    text = (
+        f"k-NN accuracy {values['accuracy']:.3f} (k={values['k']}, {values['n_train']:,} to learn "
+        f"from, {values['n_test']:,} judged; largest class {values['chance']:.3f})."
+    )
+    following = f"pathgen report {shown(out.parent)}" if out else ""
+    Talk(quiet=quiet, as_json=as_json).result(values, text, following)
+
+
+@evaluate_app.command("mil")
+@guarded
+def evaluate_mil(
+    predictions: Annotated[Path, typer.Argument(help="A predictions.csv, or the folder with it.")],
+    targets: Annotated[
+        Path | None, typer.Option(help="CSV with slide and label; default: the label column.")
+    ] = None,
+    label_column: Annotated[str | None, typer.Option(help="If it is not called label.")] = None,
+    patient_column: Annotated[
+        str | None, typer.Option(help="If the targets' one is not called patient.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="JSON file for the result.")
+    ] = None,
+    seed: Seed = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Slide-level metrics of a predictions file, with intervals."""
+    from pathgen import commit
+    from pathgen.evaluate.judgement import summary
+    from pathgen.evaluate.predictions import evaluate_predictions
+
+    values = evaluate_predictions(
+        predictions, targets=targets, label_column=label_column, patient_column=patient_column,
+        seed=seed or 0,
+    )  # fmt: skip
+    if out:
+        commit.write_json(out, values)
+    Talk(quiet=quiet, as_json=as_json).result(values, summary(values))
+
+
+@app.command()
+@guarded
+def report(
+    folder: Annotated[Path, typer.Argument(help="Any folder that pathgen wrote.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Default: report.html in the folder.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """One self-contained HTML page of what a folder holds."""
+    from pathgen.report import write_report
+
+    talk = Talk(quiet=quiet, as_json=as_json)
+    page = write_report(folder, out, progress=talk.progress)
+    talk.result({"report": page}, f"{shown(page)} is ready.", "open it in a browser")

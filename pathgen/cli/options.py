@@ -1,0 +1,43 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the result.")]
+Config = Annotated[
+    Path | None, typer.Option("--config", "-c", help="YAML file of settings; options win over it.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. tissue.mpp=4. Repeatable."),
+]
+Workers = Annotated[
+    int | None, typer.Option(min=0, help="Processes; 0 works in this one. Default: all cores.")
+]
+Seed = Annotated[int | None, typer.Option(help="Seed of every random choice.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume/--no-resume", help="Go on where an earlier run stopped (default)."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Make it anew, replacing the result.")]
+Plan = Annotated[bool, typer.Option("--plan", help="Say what would be done and what it costs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per event on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Tracebacks with errors.")]
+
+
+def processes(workers: int | None) -> int:
+    """The cores, where no number of workers was given."""
+    return (os.cpu_count() or 1) if workers is None else workers
+
+
+def need_torch() -> None:
+    from pathgen.extras import need
+
+    need("torch", "train")
