@@ -30,7 +30,8 @@ from pathgen.errors import (
 from pathgen.stores import decode_patch, open_store
 from pathgen.tiling import TileConfig, open_slide, slide_info, tile
 from pathgen.tiling.pool import CRASHED, run_all
-from pathgen.tiling.tiler import TileTask, tile_slide
+from pathgen.tiling.task import TileTask
+from pathgen.tiling.tiler import tile_slide
 
 SMALL = TileConfig(patch_size=128, thumbnail_px=256)
 

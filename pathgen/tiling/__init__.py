@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from pathgen.tiling.inputs import SlideInput, find_slides
     from pathgen.tiling.ledger import LedgerRow, TileReport
     from pathgen.tiling.slide import SlideReader, open_slide, slide_info
-    from pathgen.tiling.tiler import TileConfig
+    from pathgen.tiling.task import TileConfig
     from pathgen.tiling.tissue import TissueConfig, TissueMask, find_tissue
 
 _HOMES = {
     "LedgerRow": "ledger",
     "SlideInput": "inputs",
     "SlideReader": "slide",
-    "TileConfig": "tiler",
+    "TileConfig": "task",
     "TileReport": "ledger",
     "TissueConfig": "tissue",
     "TissueMask": "tissue",

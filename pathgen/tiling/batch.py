@@ -20,7 +20,8 @@ from pathgen.tiling.inputs import find_slides
 from pathgen.tiling.ledger import LedgerRow, TileReport, write_ledger
 from pathgen.tiling.pool import Crashed, default_workers, run_all
 from pathgen.tiling.resume import look_around
-from pathgen.tiling.tiler import TileConfig, TileTask, tile_slide
+from pathgen.tiling.task import TileConfig, TileTask
+from pathgen.tiling.tiler import tile_slide
 
 DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 

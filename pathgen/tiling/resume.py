@@ -13,7 +13,8 @@ from pathgen.errors import ConfigError, PathgenError, StoreError
 from pathgen.progress import Progress, Silent
 from pathgen.stores import FORMAT, PatchStore
 from pathgen.tiling.ledger import LedgerRow
-from pathgen.tiling.tiler import TileTask, row_of_store
+from pathgen.tiling.task import TileTask
+from pathgen.tiling.tiler import row_of_store
 
 STORES = ("h5", "zarr")
 #: How a store's writer may have been stopped, or its disk have failed.

@@ -3,139 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 
 from pathgen import commit
-from pathgen.config import Config
 from pathgen.errors import SlideError
 from pathgen.provenance import Provenance
-from pathgen.stores import FORMAT_VERSION
 from pathgen.stores.codec import encode_patch
-from pathgen.stores.patches import PatchSpec, PatchStore, SlideFacts
-from pathgen.tiling.grid import ReadPlan, TileGrid, spread
-from pathgen.tiling.inputs import SlideInput
+from pathgen.stores.patches import PatchStore, SlideFacts
+from pathgen.tiling.grid import spread
+from pathgen.tiling.layout import Layout
 from pathgen.tiling.ledger import LedgerRow
-from pathgen.tiling.overview import NATIVE_TOLERANCE, check_brightfield, draw_thumbnail
-from pathgen.tiling.readers import open_with
-from pathgen.tiling.readers.base import BaseReader
-from pathgen.tiling.readers.check import parts, slide_identity
-from pathgen.tiling.slide import Scale, SlideReader
-from pathgen.tiling.stain import Color, score_factor, stain_scores
-from pathgen.tiling.tissue import TissueConfig, TissueMask, background, mask_of, mask_overview
-
-#: A larger share of ink among the tissue may be a stain instead.
-MUCH_INK = 0.2
-
-
-class TileConfig(Config):
-    """What is cut from each slide, and what of it is kept."""
-
-    patch_size: int = Field(default=256, ge=16, le=4096)
-    """pixels a side"""
-    mpp: float | None = Field(default=0.5, gt=0)
-    """microns per pixel of the patches; None = level 0 as it is"""
-    overlap: int = Field(default=0, ge=0)
-    """pixels that neighbors share"""
-    min_tissue: float = Field(default=0.5, ge=0, le=1)
-    """least share of a patch that the tissue mask covers"""
-    min_hematoxylin: float = Field(default=0.01, ge=0, le=1)
-    """least share of a patch's pixels with hematoxylin; see `pathgen.tiling.stain`"""
-    tissue: TissueConfig = TissueConfig()
-    store: Literal["h5", "zarr"] = "h5"
-    codec: Literal["jpeg", "png"] = "jpeg"
-    quality: int = Field(default=92, ge=1, le=100)
-    """of JPEG, always 4:4:4"""
-    allow_upsample: bool = False
-    """tile slides coarser than `mpp` by more than 3 % too, by enlarging"""
-    mpp_tolerance: float = Field(default=NATIVE_TOLERANCE, ge=0, le=0.05)
-    """a level this close to `mpp`, relative, is taken as it is; the rest is stored as mpp_error"""
-    reader: str = "auto"
-    slide_mpp: float | None = Field(default=None, ge=0.05, le=10)
-    """microns per level-0 pixel of slides that do not say it, or say what cannot be"""
-    thumbnail_px: int = Field(default=1024, ge=64, le=8192)
-    """longer side of the thumbnails"""
-
-    @model_validator(mode="after")
-    def _some_step(self) -> Self:
-        if self.overlap >= self.patch_size:
-            raise ValueError(
-                f"overlap {self.overlap} leaves no step for patches of {self.patch_size}"
-            )
-        return self
-
-    @property
-    def spec(self) -> PatchSpec:
-        return PatchSpec(size=self.patch_size, mpp=self.mpp, overlap=self.overlap)
-
-
-#: Settings that leave the content of a store alone.
-COSMETIC = frozenset({"thumbnail_px"})
-
-
-@dataclass(frozen=True)
-class TileTask:
-    """All a worker needs to tile one slide into `out`."""
-
-    slide: SlideInput
-    out: Path
-    config: TileConfig
-    plan: bool = False
-    overwrite: bool = False
-    stale: tuple[Path, ...] = ()
-    """patch stores to remove when this one is made; with `overwrite`, also when it cannot be"""
-    paths: tuple[str, str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        name = self.slide.name
-        paths = f"{name}.{self.config.store}", f"thumbnails/{name}.jpg"
-        object.__setattr__(self, "paths", paths)
-
-    @property
-    def store(self) -> Path:
-        return self.out / self.paths[0]
-
-    @property
-    def thumbnail(self) -> Path:
-        return self.out / self.paths[1]
-
-    def open(self) -> BaseReader:
-        """The slide; a CSV's pixel size wins over its own, the setting's stands in for one."""
-        listed, given = self.slide.mpp, self.config.slide_mpp
-        return open_with(
-            self.slide.path, self.config.reader,
-            None if listed is None else Scale(listed, listed, "csv"),
-            fallback=None if given is None else Scale(given, given, "option"),
-        )  # fmt: skip
-
-    @property
-    def known(self) -> dict[str, Any]:
-        return {"label": self.slide.label, "patient": self.slide.patient}
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """All that the content of the store depends on, besides the slide file."""
-        settings = self.config.model_dump(mode="json", exclude=set(COSMETIC))
-        facts = {"name": self.slide.name, "format": FORMAT_VERSION, **self.known}
-        if self.slide.mpp is not None:
-            settings["slide_mpp"] = None  # not asked
-            facts["mpp"] = self.slide.mpp
-        return {**settings, "slide": facts}
-
-    def provenance(self) -> Provenance:
-        """Its id says whether a store on disk is what this task would make.
-
-        Raises:
-            NoInputError, SlideError: as `slide_identity`.
-        """
-        return Provenance(
-            stage="tile", config=self.settings, inputs={"slide": slide_identity(self.slide.path)}
-        )
+from pathgen.tiling.overview import draw_thumbnail
+from pathgen.tiling.readers.check import parts
+from pathgen.tiling.slide import SlideReader
+from pathgen.tiling.stain import score_factor, stain_scores
+from pathgen.tiling.task import TileConfig, TileTask
 
 
 def tile_slide(task: TileTask) -> LedgerRow:
@@ -154,70 +41,14 @@ def tile_slide(task: TileTask) -> LedgerRow:
     provenance = task.provenance()
     before = _stamp(path)
     with task.open() as slide:
-        layout = _Layout.of(slide, task)
+        layout = Layout.of(slide, task)
         if task.plan:
             return layout.row(task, slide, planned=True)
         return _store(task, slide, layout, provenance, before)
 
 
-@dataclass(frozen=True)
-class _Layout:
-    plan: ReadPlan
-    mask: TissueMask
-    overview: NDArray[np.uint8]
-    candidates: int
-    grid: TileGrid
-    tissue: NDArray[np.float32]
-    background: Color
-
-    @classmethod
-    def of(cls, slide: SlideReader, task: TileTask) -> Self:
-        """The patches with enough tissue."""
-        config = task.config
-        plan = ReadPlan.for_spec(
-            slide, config.spec, allow_upsample=config.allow_upsample,
-            tolerance=config.mpp_tolerance,
-        )  # fmt: skip
-        overview = mask_overview(slide, config.tissue)
-        check_brightfield(overview.pixels, slide.name)
-        mask = mask_of(overview, slide.mpp_xy, config.tissue)
-        grid = TileGrid.over(slide, config.spec, plan)
-        tissue = grid.tissue(mask, plan)
-        # A patch without any tissue is no candidate, even where no share is asked for.
-        enough = (tissue >= config.min_tissue) & (tissue > 0)
-        return cls(
-            plan, mask, overview.pixels, len(grid), grid.keep(enough), tissue[enough],
-            background(overview.pixels),
-        )  # fmt: skip
-
-    def row(
-        self, task: TileTask, slide: SlideReader, kept: int | None = None, planned: bool = False
-    ) -> LedgerRow:
-        patches = len(self.grid) if kept is None else kept
-        reason, message = "ok", "would be tiled" if planned else ""
-        if not self.candidates:
-            reason, message = "too_small", f"its {slide.bounds[2]} x {slide.bounds[3]} pixels hold "
-            message += f"no patch of {self.plan.side[0]:.0f} x {self.plan.side[1]:.0f}"
-        elif not self.mask.pixels.any():
-            reason, message = "no_tissue", "no tissue found"
-        elif not patches:
-            reason, message = "filtered", "tissue found, but no patch passed the filters"
-        ink = round(self.mask.ink, 4)
-        if ink > MUCH_INK:
-            warning = f"{ink:.0%} of the tissue was taken for pen: for stains with blue or green"
-            warning += " use --set tissue.drop_ink=false"
-            message = f"{message}; {warning}" if message else warning
-        return LedgerRow(
-            task.slide.name, "done" if patches else "empty", reason, message, task.slide.path.name,
-            candidates=self.candidates, dropped_tissue=self.candidates - len(self.grid),
-            dropped_stain=len(self.grid) - patches, ink=ink, patches=patches,
-            mpp=slide.mpp, mpp_source=slide.mpp_source, store=task.paths[0],
-            thumbnail=task.paths[1], **task.known,
-        )  # fmt: skip
-
-
 def _store(
-    task: TileTask, slide: SlideReader, layout: _Layout, provenance: Provenance, before: object
+    task: TileTask, slide: SlideReader, layout: Layout, provenance: Provenance, before: object
 ) -> LedgerRow:
     plan, config = layout.plan, task.config
     geometry = {
@@ -251,7 +82,7 @@ def _store(
     return row
 
 
-def _batches(slide: SlideReader, layout: _Layout, config: TileConfig) -> Iterator[dict[str, Any]]:
+def _batches(slide: SlideReader, layout: Layout, config: TileConfig) -> Iterator[dict[str, Any]]:
     """The kept patches with their columns, in grid order."""
     plan, grid = layout.plan, layout.grid
     factor, glass = score_factor(plan.mpp), layout.background
@@ -280,7 +111,7 @@ def _batches(slide: SlideReader, layout: _Layout, config: TileConfig) -> Iterato
 
 
 def _write_thumbnail(
-    task: TileTask, slide: SlideReader, layout: _Layout, coords: NDArray[np.int64]
+    task: TileTask, slide: SlideReader, layout: Layout, coords: NDArray[np.int64]
 ) -> None:
     task.thumbnail.parent.mkdir(parents=True, exist_ok=True)
     picture = draw_thumbnail(

@@ -1,0 +1,126 @@
+"""What is asked of one slide: the settings, and the task a worker gets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pathgen.config import Config
+from pathgen.provenance import Provenance
+from pathgen.stores import FORMAT_VERSION
+from pathgen.stores.patches import PatchSpec
+from pathgen.tiling.inputs import SlideInput
+from pathgen.tiling.overview import NATIVE_TOLERANCE
+from pathgen.tiling.readers import open_with
+from pathgen.tiling.readers.base import BaseReader
+from pathgen.tiling.readers.check import slide_identity
+from pathgen.tiling.slide import Scale
+from pathgen.tiling.tissue import TissueConfig
+
+
+class TileConfig(Config):
+    """What is cut from each slide, and what of it is kept."""
+
+    patch_size: int = Field(default=256, ge=16, le=4096)
+    """pixels a side"""
+    mpp: float | None = Field(default=0.5, gt=0)
+    """microns per pixel of the patches; None = level 0 as it is"""
+    overlap: int = Field(default=0, ge=0)
+    """pixels that neighbors share"""
+    min_tissue: float = Field(default=0.5, ge=0, le=1)
+    """least share of a patch that the tissue mask covers"""
+    min_hematoxylin: float = Field(default=0.01, ge=0, le=1)
+    """least share of a patch's pixels with hematoxylin; see `pathgen.tiling.stain`"""
+    tissue: TissueConfig = TissueConfig()
+    store: Literal["h5", "zarr"] = "h5"
+    codec: Literal["jpeg", "png"] = "jpeg"
+    quality: int = Field(default=92, ge=1, le=100)
+    """of JPEG, always 4:4:4"""
+    allow_upsample: bool = False
+    """tile slides coarser than `mpp` by more than 3 % too, by enlarging"""
+    mpp_tolerance: float = Field(default=NATIVE_TOLERANCE, ge=0, le=0.05)
+    """a level this close to `mpp`, relative, is taken as it is; the rest is stored as mpp_error"""
+    reader: str = "auto"
+    slide_mpp: float | None = Field(default=None, ge=0.05, le=10)
+    """microns per level-0 pixel of slides that do not say it, or say what cannot be"""
+    thumbnail_px: int = Field(default=1024, ge=64, le=8192)
+    """longer side of the thumbnails"""
+
+    @model_validator(mode="after")
+    def _some_step(self) -> Self:
+        if self.overlap >= self.patch_size:
+            raise ValueError(
+                f"overlap {self.overlap} leaves no step for patches of {self.patch_size}"
+            )
+        return self
+
+    @property
+    def spec(self) -> PatchSpec:
+        return PatchSpec(size=self.patch_size, mpp=self.mpp, overlap=self.overlap)
+
+
+#: Settings that leave the content of a store alone.
+COSMETIC = frozenset({"thumbnail_px"})
+
+
+@dataclass(frozen=True)
+class TileTask:
+    """All a worker needs to tile one slide into `out`."""
+
+    slide: SlideInput
+    out: Path
+    config: TileConfig
+    plan: bool = False
+    overwrite: bool = False
+    stale: tuple[Path, ...] = ()
+    """patch stores to remove when this one is made; with `overwrite`, also when it cannot be"""
+    paths: tuple[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        name = self.slide.name
+        paths = f"{name}.{self.config.store}", f"thumbnails/{name}.jpg"
+        object.__setattr__(self, "paths", paths)
+
+    @property
+    def store(self) -> Path:
+        return self.out / self.paths[0]
+
+    @property
+    def thumbnail(self) -> Path:
+        return self.out / self.paths[1]
+
+    def open(self) -> BaseReader:
+        """The slide; a CSV's pixel size wins over its own, the setting's stands in for one."""
+        listed, given = self.slide.mpp, self.config.slide_mpp
+        return open_with(
+            self.slide.path, self.config.reader,
+            None if listed is None else Scale(listed, listed, "csv"),
+            fallback=None if given is None else Scale(given, given, "option"),
+        )  # fmt: skip
+
+    @property
+    def known(self) -> dict[str, Any]:
+        return {"label": self.slide.label, "patient": self.slide.patient}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that the content of the store depends on, besides the slide file."""
+        settings = self.config.model_dump(mode="json", exclude=set(COSMETIC))
+        facts = {"name": self.slide.name, "format": FORMAT_VERSION, **self.known}
+        if self.slide.mpp is not None:
+            settings["slide_mpp"] = None  # not asked
+            facts["mpp"] = self.slide.mpp
+        return {**settings, "slide": facts}
+
+    def provenance(self) -> Provenance:
+        """Its id says whether a store on disk is what this task would make.
+
+        Raises:
+            NoInputError, SlideError: as `slide_identity`.
+        """
+        return Provenance(
+            stage="tile", config=self.settings, inputs={"slide": slide_identity(self.slide.path)}
+        )
