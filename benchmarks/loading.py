@@ -51,6 +51,7 @@ def write_stores(folder: Path, stores: int, encoded: list[bytes]) -> None:
                 image=encoded,
                 coords=np.stack([x, 0 * x], 1),
                 grid=np.stack([0 * x, x // SIZE], 1).astype(np.int32),
+                made=np.ones(n, np.uint8),
                 **{measure: np.ones(n, np.float32) for measure in MEASURES},
             )
 

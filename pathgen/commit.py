@@ -8,15 +8,18 @@ those, and `sweep` removes them when their owner is gone.
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
+import re
 import shutil
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from uuid import uuid4
 
 from pathgen.errors import BusyError, StorageError
@@ -25,10 +28,24 @@ PREFIX = ".pathgen-tmp-"
 FOREIGN_DRAFT_AGE = 24 * 3600.0  # seconds
 
 
+@functools.cache
+def here() -> str:
+    """Where this process's number means something: the host and, in a container, which one.
+
+    Containers of one host may share its name, and each counts its processes from 1.
+    """
+    host = socket.gethostname()
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux
+        space = ""
+    short = re.sub(r"[^A-Za-z0-9-]", "_", host)[:20]
+    return f"{short}-{blake2b((host + space).encode(), digest_size=4).hexdigest()}"
+
+
 def draft_path(final: Path) -> Path:
     """A name beside `final` that says who is writing: host, pid, and a random part."""
-    host = socket.gethostname().replace(".", "_").replace("+", "_")
-    return final.with_name(f"{PREFIX}{host}+{os.getpid()}+{uuid4().hex[:8]}+{final.name}")
+    return final.with_name(f"{PREFIX}{here()}+{os.getpid()}+{uuid4().hex[:8]}+{final.name}")
 
 
 def publish(draft: Path, final: Path) -> None:
@@ -40,17 +57,36 @@ def publish(draft: Path, final: Path) -> None:
         if draft.is_dir():
             for folder in [p for p in draft.rglob("*") if p.is_dir()] + [draft]:
                 _fsync(folder)
-        if final.is_dir() and not final.is_symlink():
-            old = draft_path(final)
-            final.rename(old)  # a folder cannot be renamed onto a full one
-            draft.rename(final)
-            _fsync(final.parent)
-            shutil.rmtree(old)
+        if draft.is_dir():
+            _swap(draft, final)
         else:
             os.replace(draft, final)
             _fsync(final.parent)
     except OSError as error:
         raise storage_error(error, final) from error
+
+
+def _swap(draft: Path, final: Path) -> None:
+    """A folder cannot be renamed onto a full one: what is there is moved aside first.
+
+    Others may do the same at the same time; then the last one stays.
+    """
+    aside = []
+    while True:
+        if final.is_dir() and not final.is_symlink():
+            old = draft_path(final)
+            with suppress(FileNotFoundError):
+                final.rename(old)
+                aside.append(old)
+        try:
+            os.replace(draft, final)
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+    _fsync(final.parent)
+    for old in aside:
+        shutil.rmtree(old)
 
 
 @contextmanager
@@ -104,17 +140,25 @@ def sweep(folder: Path) -> int:
     Those of this host, when their process is gone; those of another (a container's name is gone
     with it), when they were not touched for a day.
     """
-    host = socket.gethostname().replace(".", "_").replace("+", "_")
     removed = 0
-    for path in folder.rglob(f"{PREFIX}*"):
+    for path in _drafts(folder):
         parts = path.name.removeprefix(PREFIX).split("+")
         if len(parts) < 4 or not parts[1].isdigit():
             continue
-        if _alive(int(parts[1])) if parts[0] == host else _age(path) < FOREIGN_DRAFT_AGE:
+        if alive(int(parts[1])) if parts[0] == here() else _age(path) < FOREIGN_DRAFT_AGE:
             continue
         discard(path)
         removed += 1
     return removed
+
+
+def _drafts(folder: Path) -> Iterator[Path]:
+    """Drafts below `folder`; what is inside of one, or of a finished .zarr, is not looked at."""
+    for place, folders, files in os.walk(folder):
+        for name in [*folders, *files]:
+            if name.startswith(PREFIX):
+                yield Path(place, name)
+        folders[:] = [n for n in folders if not (n.startswith(PREFIX) or n.endswith(".zarr"))]
 
 
 def _age(path: Path) -> float:
@@ -175,7 +219,8 @@ def _fsync(path: Path) -> None:
         os.close(handle)
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int, started: str | None = None) -> bool:
+    """Whether the process runs; with `started`, whether it is still the same one."""
     if os.name == "nt":  # there, signal 0 is Ctrl-C
         return True
     try:
@@ -183,21 +228,37 @@ def _alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
+        pass
+    stat = _stat(pid)
+    if stat is None:
         return True
+    if stat[0] == "Z":  # killed, and not yet waited for by its parent
+        return False
+    return started is None or stat[19] == started
+
+
+def started(pid: int) -> str | None:
+    """When a process began, in the kernel's count: two of one number differ in it."""
+    stat = _stat(pid)
+    return None if stat is None else stat[19]
+
+
+def _stat(pid: int) -> list[str] | None:
+    """The fields of /proc/PID/stat from the state on; None where there are none."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:  # no /proc here
-        return True
-    return state != "Z"  # killed, and not yet waited for by its parent
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
 
 
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """Hold `folder` against other pathgen processes; BusyError when one has it.
 
-    The kernel frees the lock when its process dies, so there are no stale locks. Where the file
-    system or platform has no such locks nothing is held: outputs stay whole, as each is renamed
-    into place, and at worst work is done twice.
+    With `shared`, only against those that want it for themselves. The kernel frees the lock when
+    its process dies, so there are no stale locks. Where the file system or platform has no such
+    locks nothing is held: outputs stay whole, as each is renamed into place, and at worst work is
+    done twice.
     """
     try:
         import fcntl
@@ -205,12 +266,13 @@ def lock(folder: Path) -> Iterator[None]:
         yield
         return
     try:
-        handle = (folder / ".pathgen-lock").open("a")
+        handle = (folder / ".pathgen-lock").open("a+")  # over NFS a shared lock needs reading
     except OSError as error:
         raise storage_error(error, folder) from error
     with handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise BusyError(
@@ -220,3 +282,15 @@ def lock(folder: Path) -> Iterator[None]:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
                 raise
         yield
+
+
+@contextmanager
+def locked(handle: IO[bytes]) -> Iterator[None]:
+    """Hold an open file for a moment; where there are no locks, nothing is held."""
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX)  # freed when `handle` is closed
+    except (ImportError, OSError):
+        pass
+    yield

@@ -154,9 +154,10 @@ def _explain(cls: type[Config], error: ValidationError, where: str) -> ConfigErr
             why=f"known here: {', '.join(known)}",
             hint=f"did you mean {close[0]!r}?" if close else None,
         )
-    return ConfigError(
-        "setting has a wrong value", where=key, why=f"{first['msg']} (got {first['input']!r})"
-    )
+    why = first["msg"].removeprefix("Value error, ")
+    if first["loc"]:  # else it is about several settings, and names them
+        why += f" (got {first['input']!r})"
+    return ConfigError("setting has a wrong value", where=key, why=why)
 
 
 def _fields_at(cls: type[BaseModel], loc: Sequence[Any]) -> list[str]:

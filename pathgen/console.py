@@ -94,7 +94,12 @@ def command_line(*, resuming: bool = False) -> str:
 
 
 def shown(path: str | Path) -> str:
-    """A path as one would type it: relative where that is shorter, quoted where needed."""
+    """A path as one would type it: relative where that is shorter, quoted where needed; of a URL
+    what is no secret."""
+    if "://" in str(path):
+        from pathgen.tiling.readers.remote import slide_path
+
+        return shlex.quote(str(slide_path(path)))
     full = Path(path)
     try:
         short = full.resolve().relative_to(Path.cwd())

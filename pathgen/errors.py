@@ -9,6 +9,7 @@ PathgenError
 ├── StorageError        7   the disk is full, read-only, or the folder is not writable
 ├── StoreError          8   a store is missing, unfinished, damaged or of another format
 ├── RunError            8   a run folder or checkpoint does not fit what is asked
+├── ClusterError        9   the machines that were to do the work cannot be used
 ├── DataError           2   labels or splits do not fit the data
 └── Stopped            85   asked to stop; a checkpoint is written, the same command goes on
 """
@@ -149,6 +150,13 @@ class DataError(PathgenError, ValueError):
 
     exit_code = 2
     default_code = "PG-N06"
+
+
+class ClusterError(PathgenError):
+    """A Dask scheduler, its workers or SLURM cannot be used."""
+
+    exit_code = 9
+    default_code = "PG-E03"
 
 
 class Stopped(PathgenError):

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 #: Facts of a patch store that its feature store repeats.
 FACTS = (
-    "label", "patient", "patch_size", "patch_size_level0", "target_mpp", "level0_mpp", "overlap"
+    "label", "patient", "patch_size", "patch_size_level0", "target_mpp", "level0_mpp", "overlap",
+    "slide",
 )  # fmt: skip
 #: Below a pretraining run, best first.
 STAGES = ("gen-dino", "dino")

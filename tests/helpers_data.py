@@ -54,6 +54,7 @@ def make_patches(
                 image=[encode_patch(image, "png") for image in images],
                 coords=np.stack([x, 0 * x], 1),
                 grid=np.stack([0 * x, x // size], 1).astype(np.int32),
+                made=np.ones(n, np.uint8),
                 **{measure: np.ones(n, np.float32) for measure in MEASURES},
             )
     return PatchStore.open(path)

@@ -20,12 +20,13 @@ LAYERS = [
     ["modelfiles"],
     ["runs", "stores", "models"],
     ["tiling", "data"],
+    ["exchange"],
     ["train"],
     ["extract"],
     ["augment"],
     ["evaluate"],
     ["pretraining", "report"],
-    ["plan", "console", "demo"],
+    ["plan", "console", "demo", "doctor"],
     ["cli"],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -33,7 +33,7 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["info"], ["tile"], ["pretrain"], ["extract-features"], ["train-mil"],
+    [[], ["info"], ["tile"], ["doctor"], ["pretrain"], ["extract-features"], ["train-mil"],
      ["evaluate", "knn"], ["evaluate", "mil"], ["report"], ["demo"], ["demo-slides"]],
     ids=" ".join,
 )  # fmt: skip

@@ -26,7 +26,14 @@ from pathgen.provenance import Provenance, environment
 from pathgen.report import figures, write_report
 from pathgen.report.collect import Unreadable, collect, read_log, spread
 from pathgen.report.text import Scrubber
-from pathgen.stores import FeatureStore, PatchSpec, PatchStore, SlideFacts, encode_patch
+from pathgen.stores import (
+    MEASURES,
+    FeatureStore,
+    PatchSpec,
+    PatchStore,
+    SlideFacts,
+    encode_patch,
+)
 
 EVIL = "<img src=x onerror=alert(1)>"
 STAGES = ("dino", "autoencoder", "ldm", "augment", "gen-dino")
@@ -57,7 +64,7 @@ def put_store(path: Path, name: str, n: int, seed: int = 0) -> Path:
     rng = np.random.default_rng(seed)
     geometry = {"patch_size_level0": 32.0, "read_level": 0, "mpp_error": 0.0, "level0_mpp": 0.5}
     facts = SlideFacts(name=name, identity="0", width=999, height=999)
-    measures = ("tissue", "hematoxylin", "hematoxylin_mean", "eosin", "eosin_mean")
+    measures = MEASURES
     with PatchStore.create(
         path, PatchSpec(size=32, mpp=0.5), made_by("tile"), codec="png", slide=facts,
         geometry=geometry,
@@ -67,6 +74,7 @@ def put_store(path: Path, name: str, n: int, seed: int = 0) -> Path:
             image=[encode_patch(image, "png") for image in images],
             coords=np.arange(2 * n).reshape(n, 2),
             grid=np.arange(2 * n, dtype=np.int32).reshape(n, 2),
+            made=np.ones(n, np.uint8),
             **{measure: rng.beta(3, 4, n).astype(np.float32) for measure in measures},
         )
     return path

@@ -457,6 +457,7 @@ def make_patches(path: Path, n: int = 6, **options: object) -> tuple[PatchStore,
             image=[encode_patch(image, "png") for image in images],
             coords=np.arange(2 * n).reshape(n, 2) * 128,
             grid=np.arange(2 * n).reshape(n, 2),
+            made=np.arange(n, dtype=np.uint8) % 3,
             **dict.fromkeys(options.get("measures", MEASURES), np.linspace(0, 1, n)),
         )
     return PatchStore.open(path), images

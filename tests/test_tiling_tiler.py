@@ -74,7 +74,7 @@ def test_what_was_taken_for_pen_is_in_the_ledger(tmp_path: Path) -> None:
     assert f"{rows['blue'].ink:.0%} of the tissue was taken for pen" in rows["blue"].message
     assert "--set tissue.drop_ink=false" in rows["blue"].message
     columns = (out / "slides.csv").read_text().splitlines()[0].split(",")
-    assert columns[columns.index("dropped_stain") + 1] == "ink"
+    assert columns[columns.index("dropped_stain") + 1] == "dropped_quality"
     assert json.loads((out / "slides.json").read_text())["slides"][0]["ink"] == rows["blue"].ink
     assert tile([plain, stained], out, SMALL, workers=0).rows == report.rows
     assert "taken for pen" in tile(stained, tmp_path / "p", SMALL, plan=True).rows[0].message

@@ -16,7 +16,7 @@ from pathgen.errors import SlideError
 from pathgen.synthetic import SlideSpec, make_slide
 from pathgen.tiling import TissueConfig, find_tissue, open_slide
 from pathgen.tiling.overview import Overview
-from pathgen.tiling.stain import STAINED, STAINS, hed, score_factor, stain_scores
+from pathgen.tiling.stain import SCORE_MPP, STAINED, STAINS, halvings, hed, stain_scores
 from pathgen.tiling.tissue import background, mask_of
 
 rgb_images = st.integers(0, 2**32 - 1).map(
@@ -76,9 +76,11 @@ def test_nuclei_pink_and_glass_come_apart() -> None:
     assert scores["eosin_mean"][1] == pytest.approx(0.4, abs=0.02)
 
 
-@pytest.mark.parametrize(("mpp", "factor"), [(0.1, 8), (0.25, 8), (0.5, 4), (1.0, 2), (4.0, 1)])
+@pytest.mark.parametrize(
+    ("mpp", "factor"), [(0.1, 16), (0.25, 8), (0.4, 4), (0.5, 4), (1.0, 2), (4.0, 1)]
+)
 def test_scores_are_measured_at_one_physical_scale(mpp: float, factor: int) -> None:
-    assert score_factor(mpp) == factor
+    assert halvings(SCORE_MPP / mpp, 16) == factor
 
 
 @pytest.mark.parametrize(

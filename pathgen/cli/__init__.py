@@ -10,7 +10,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pathgen.cli import demos, judging, slides, training  # noqa: F401 - each adds its commands
+from pathgen.cli import (  # noqa: F401 - each adds its commands
+    demos,
+    doctor,
+    exchange,
+    judging,
+    slides,
+    stores,
+    training,
+)
 from pathgen.cli.root import app
 
 __all__ = ["app", "main"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -18,6 +18,11 @@ Set = Annotated[
 ]
 Workers = Annotated[
     int | None, typer.Option(min=0, help="Processes; 0 works in this one. Default: all cores.")
+]
+ReaderName = Literal["auto", "openslide", "native", "tiffslide", "dicom", "omezarr", "flat"]
+Reader = Annotated[
+    ReaderName | None,
+    typer.Option(help="What reads the slides. Default auto: the fastest that is right."),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of every random choice.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]

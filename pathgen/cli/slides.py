@@ -3,34 +3,43 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pathgen.cli import tileoptions as with_
 from pathgen.cli.options import (
     AsJson,
     Config,
     Out,
-    Overwrite,
-    Plan,
     Quiet,
-    Resume,
+    Reader,
     Set,
     Verbose,
-    Workers,
 )
 from pathgen.cli.root import app
 from pathgen.console import SOME_FAILED, Talk, guarded, shown, size, table
+from pathgen.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathgen.tiling import TileConfig
+    from pathgen.tiling.cluster import Machines
 
 
 @app.command()
 @guarded
-def info(slide: Path, as_json: AsJson = False, verbose: Verbose = False) -> None:
-    """What a slide is: vendor, size, levels, mpp and where it came from, bounds."""
+def info(
+    slide: Annotated[str, typer.Argument(help="A slide: a file, a folder, or a URL.")],
+    reader: Reader = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """What a slide is: vendor, reader, size, levels, mpp and where it came from, bounds."""
     from pathgen.tiling import slide_info
 
-    facts = slide_info(slide)
+    facts = slide_info(slide, reader or "auto")
     text = "\n".join(f"{key:<12} {_plain(value)}" for key, value in facts.items())
     Talk(quiet=False, as_json=as_json).result(facts, text, f"pathgen tile {shown(slide)} -o tiles/")
 
@@ -38,47 +47,58 @@ def info(slide: Path, as_json: AsJson = False, verbose: Verbose = False) -> None
 @app.command()
 @guarded
 def tile(
-    slides: Annotated[list[str], typer.Argument(help="Folders, slides, globs, or a CSV.")],
+    slides: Annotated[list[str], typer.Argument(help="Folders, slides, globs, URLs, or a CSV.")],
     out: Out,
-    mpp: Annotated[
-        float | None, typer.Option(help="Target microns per pixel. Default 0.5.")
-    ] = None,
-    patch_size: Annotated[int | None, typer.Option(help="Pixels a side. Default 256.")] = None,
-    overlap: Annotated[int | None, typer.Option(help="Pixels shared by neighbors.")] = None,
-    min_tissue: Annotated[float | None, typer.Option(help="Least share of tissue, 0..1.")] = None,
-    min_hematoxylin: Annotated[
-        float | None, typer.Option(help="Least share of pixels with hematoxylin, 0..1.")
-    ] = None,
-    slide_mpp: Annotated[
-        float | None, typer.Option(help="Microns per pixel of slides that do not say it plausibly.")
-    ] = None,
-    store: Annotated[Literal["h5", "zarr"] | None, typer.Option(help="Default h5.")] = None,
+    mpp: with_.Mpp = None,
+    mag: with_.Mag = None,
+    patch_size: with_.PatchSize = None,
+    patch_um: with_.PatchUm = None,
+    overlap: with_.Overlap = None,
+    step: with_.Step = None,
+    edge: with_.Edge = None,
+    slide_mpp: with_.SlideMpp = None,
+    reader: with_.Reader = None,
+    preset: with_.Preset = None,
+    tissue: with_.Method = None,
+    masks: with_.Masks = None,
+    min_tissue: with_.MinTissue = None,
+    min_hematoxylin: with_.MinHematoxylin = None,
+    min_focus: with_.MinFocus = None,
+    max_pen: with_.MaxPen = None,
+    store: with_.Store = None,
+    normalize: with_.Normalize = None,
+    color: with_.Color = None,
+    resume: with_.Resume = True,
+    overwrite: with_.Overwrite = False,
+    plan: with_.Plan = False,
+    workers: with_.Workers = None,
+    dask: with_.Dask = None,
+    slurm: with_.Slurm = None,
+    slide_timeout: with_.SlideTimeout = None,
     config: Config = None,
     settings: Set = None,
-    workers: Workers = None,
-    resume: Resume = True,
-    overwrite: Overwrite = False,
-    plan: Plan = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Cut slides into stain-filtered patches at an exact scale, one store a slide."""
-    from pathgen.config import build as build_config
-    from pathgen.config import merge, parse_overrides, read_yaml
-    from pathgen.tiling import TileConfig
     from pathgen.tiling import tile as tile_slides
 
     talk = Talk(quiet=quiet, as_json=as_json)
     given = {
-        "mpp": mpp, "patch_size": patch_size, "overlap": overlap, "min_tissue": min_tissue,
-        "min_hematoxylin": min_hematoxylin, "slide_mpp": slide_mpp, "store": store,
+        "mpp": mpp, "mag": mag, "patch_size": patch_size, "overlap": overlap,
+        "min_tissue": min_tissue, "min_hematoxylin": min_hematoxylin,
+        "slide_mpp": slide_mpp, "store": store,
+        "reader": reader, "patch_um": patch_um, "step": step, "edge": edge,
+        "tissue": None if tissue is None else {"method": tissue},
+        "min_focus": min_focus, "max_pen": max_pen, "color": color,
+        "normalize": None if normalize is None else {"method": normalize},
     }  # fmt: skip
-    values = merge(read_yaml(config) if config else {}, parse_overrides(settings or ()))
-    values = merge(values, {key: value for key, value in given.items() if value is not None})
     report = tile_slides(
-        slides, out, build_config(TileConfig, values, where=str(config or "")), workers=workers,
-        overwrite=overwrite or not resume, plan=plan, progress=talk.progress,
+        slides, out, tile_config(given, preset, config, settings), masks=masks, workers=workers,
+        machines=_machines(dask, slurm, workers), overwrite=overwrite or not resume, plan=plan,
+        slide_timeout=None if slide_timeout is None else slide_timeout * 60,
+        progress=talk.progress,
     )  # fmt: skip
     counts = report.counts
     if plan:
@@ -93,6 +113,8 @@ def tile(
     following = f"pathgen pretrain {shown(out)} -o runs/first --recipe tiny"
     if plan:
         text += f" About {size(report.bytes)}."
+        if report.forecast is not None:
+            text += f" {report.forecast.sentence()}"
         following = "the same command without --plan"
         if not as_json:
             talk.result({}, text, following)
@@ -100,6 +122,44 @@ def tile(
         talk.result({**counts, "out": out}, text, following if counts["patches"] else "")
     if counts["failed"]:
         raise typer.Exit(SOME_FAILED)
+
+
+def tile_config(
+    given: Mapping[str, Any],
+    preset: str | None,
+    config: Path | None,
+    settings: Sequence[str] | None,
+) -> TileConfig:
+    """The preset, then the file, then --set, then options; a later one wins."""
+    from pathgen.config import build, merge, parse_overrides, read_yaml
+    from pathgen.tiling import TileConfig
+    from pathgen.tiling.presets import preset as preset_values
+
+    options = {key: value for key, value in given.items() if value is not None}
+    if {"mpp", "mag"} <= options.keys():
+        raise ConfigError(
+            "the scale is given twice", where="--mpp and --mag", hint="give one of them"
+        )
+    values = preset_values(preset) if preset else {}
+    for later in (read_yaml(config) if config else {}, parse_overrides(settings or ()), options):
+        for one, other in (("mpp", "mag"), ("mag", "mpp")):
+            if one in later:
+                values.pop(other, None)
+        values = merge(values, later)
+    return build(TileConfig, values, where=str(config or ""))
+
+
+def _machines(dask: str | None, slurm: str | None, workers: int | None) -> Machines | None:
+    if dask is None and slurm is None:
+        return None
+    from pathgen.tiling.cluster import Machines
+
+    if (dask is None) == (slurm is None) or workers is not None:
+        raise ConfigError(
+            "several machines to work on", where="--dask, --slurm, --workers",
+            hint="give one of them; with --slurm the number of workers goes into it",
+        )  # fmt: skip
+    return Machines.slurm(str(slurm)) if dask is None else Machines.dask(dask)
 
 
 def _plain(value: Any) -> str:

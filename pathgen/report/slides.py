@@ -39,7 +39,17 @@ CARDS_MOST = 60
 STORES_READ = 400
 PATCHES_SHOWN = 48
 STAINS = ("hematoxylin", "eosin")
+#: Why candidates were dropped; those with `False` are named only where there are some.
+DROPPED: Mapping[str, tuple[str, bool]] = {
+    "dropped_tissue": ("with too little tissue", True),
+    "dropped_class": ("with too little of the classes asked for", False),
+    "dropped_stain": ("with too little hematoxylin", True),
+    "dropped_quality": ("of low quality", False),
+    "dropped_damaged": ("on damaged tiles", False),
+}
 STATES: tuple[State, ...] = ("done", "empty", "failed")
+
+_LEAST = " The dashed line is the least that a kept patch has."
 
 
 def slides_section(found: Found, folder: Path, number_: int) -> Section:
@@ -61,8 +71,11 @@ def slides_section(found: Found, folder: Path, number_: int) -> Section:
 
 def _counts(section: Section, ledger: Mapping[str, Any], rows: Sequence[Row]) -> None:
     states = Counter(str(row.get("state")) for row in rows)
-    names = ("candidates", "dropped_tissue", "dropped_stain", "patches")
+    names = ("candidates", *DROPPED, "patches")
     sums = {name: sum(_whole(row.get(name)) for row in rows) for name in names}
+    dropped = " + ".join(
+        f"{sums[name]:,} {why}" for name, (why, always) in DROPPED.items() if always or sums[name]
+    )
     section.add(
         Stats(
             [(f"{len(rows):,}", "slides")]
@@ -74,8 +87,7 @@ def _counts(section: Section, ledger: Mapping[str, Any], rows: Sequence[Row]) ->
         Text(
             f"{count(len(rows), 'slide')} = {states['done']} done + {states['empty']} empty + "
             f"{states['failed']} failed. Where slides were read, {sums['candidates']:,} candidate "
-            f"patches = {sums['patches']:,} kept + {sums['dropped_tissue']:,} with too little "
-            f"tissue + {sums['dropped_stain']:,} with too little hematoxylin."
+            f"patches = {sums['patches']:,} kept + {dropped}."
         )
     )
     counted: dict[str, int] = {"slides": len(rows), **_of(states), **sums}
@@ -166,12 +178,14 @@ def _thresholds(section: Section, found: Found, folder: Path) -> dict[str, float
     except Unreadable as problem:
         section.add(Note(f"{problem} Thresholds are not drawn."))
         return {}
-    names = ("patch_size", "mpp", "overlap", "min_tissue", "min_hematoxylin", "codec", "store")
+    names = ("patch_size", "mpp", "overlap", "min_tissue", "min_hematoxylin", "min_focus",
+             "max_pen", "codec", "store")  # fmt: skip
     section.add(
         Text("Settings: " + ", ".join(f"{n} {compact(config[n])}" for n in names if n in config))
     )
-    least = as_float(config.get("min_hematoxylin"))
-    return {} if least is None else {"hematoxylin": least}
+    limits = {"hematoxylin": "min_hematoxylin", "focus": "min_focus"}
+    least = {name: as_float(config.get(key)) for name, key in limits.items()}
+    return {name: value for name, value in least.items() if value}
 
 
 def _patches(
@@ -216,18 +230,29 @@ def _histograms(
     least: Mapping[str, float],
     total: int,
 ) -> None:
-    pooled: dict[str, list[NDArray[np.float32]]] = {stain: [] for stain in STAINS}
+    pooled: dict[str, list[NDArray[np.float32]]] = {name: [] for name in (*STAINS, "focus")}
     for name, store in stores:
         try:
             for stain in STAINS:
                 pooled[stain].append(store.measure(stain))
+            if "focus" in store.measures:  # older stores have none
+                pooled["focus"].append(store.measure("focus"))
         except StoreError as error:
             section.add(Note(f"{name}: {error.what} ({error.code})."))
-    values = {stain: np.concatenate(parts) for stain, parts in pooled.items() if parts}
-    if not values:
-        return
+    values = {name: np.concatenate(parts) for name, parts in pooled.items() if parts}
+    focus = values.pop("focus", None)
     left = f" From {len(stores)} of {total} stores." if len(stores) < total else ""
-    line = " The dashed line is the least that a kept patch has." if least else ""
+    if values:
+        _stains(section, values, least, left)
+    if focus is not None:
+        _focus(section, focus, least, left)
+
+
+def _stains(
+    section: Section, values: Mapping[str, NDArray[np.float32]], least: Mapping[str, float],
+    left: str,
+) -> None:  # fmt: skip
+    line = _LEAST if any(name in least for name in values) else ""
     section.add(
         Heading("Stain scores of the kept patches"),
         Figure(
@@ -235,6 +260,20 @@ def _histograms(
             "Histograms of the hematoxylin and eosin scores",
             "How many patches have which share of pixels with the stain, all slides pooled; one "
             f"slide far from the others shows as a peak of its own.{line}{left}",
+        ),
+    )
+
+
+def _focus(
+    section: Section, values: NDArray[np.float32], least: Mapping[str, float], left: str
+) -> None:
+    section.add(
+        Heading("Sharpness of the kept patches"),
+        Figure(
+            figures.histograms({"focus": values}, least, "focus", limits=(0.0, 0.6)),
+            "Histogram of the focus scores",
+            "Sharp tissue has 0.2 to 0.5, tissue out of focus by a Gaussian of 1 um 0.1 to 0.17; "
+            f"smooth material such as mucus is low too.{_LEAST * ('focus' in least)}{left}",
         ),
     )
 

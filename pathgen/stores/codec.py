@@ -50,12 +50,7 @@ def decode_patch(data: bytes) -> NDArray[np.uint8]:
         StoreError: PG-O11 when the bytes are cut short, corrupt or neither JPEG nor PNG.
     """
     if data.startswith(_JPEG):
-        import simplejpeg
-
-        try:
-            return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True))
-        except ValueError as error:
-            raise _undecodable(str(error)) from error
+        return _decode_jpeg(data, None)
     if not data.startswith(_PNG):
         raise _undecodable("neither JPEG nor PNG")
     try:
@@ -73,11 +68,25 @@ def decode_patches(encoded: list[bytes], size: int) -> NDArray[np.uint8]:
     """
     images = np.empty((len(encoded), size, size, 3), np.uint8)
     for i, data in enumerate(encoded):
-        image = decode_patch(data)
+        if data.startswith(_JPEG):
+            image = _decode_jpeg(data, images[i])
+        else:
+            image = decode_patch(data)
         if image.shape != images.shape[1:]:
             raise _undecodable(f"{image.shape[1]} x {image.shape[0]} pixels instead of {size}")
-        images[i] = image
+        if not np.may_share_memory(image, images):
+            images[i] = image
     return images
+
+
+def _decode_jpeg(data: bytes, place: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+    """The pixels, which lie in `place` if that is given and large enough."""
+    import simplejpeg
+
+    try:
+        return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=place))
+    except ValueError as error:
+        raise _undecodable(str(error)) from error
 
 
 def _undecodable(why: str) -> StoreError:

@@ -66,6 +66,13 @@ class Hdf5Table(SealedTable):
         with _lock:
             return super()._range(array, start, stop)
 
+    def _block(self, data: Array, start: int, stop: int) -> bytes | memoryview:
+        raw = self._arrays.get(data.name)
+        if not isinstance(raw, RawData) or self._pid != os.getpid():
+            return super()._block(data, start, stop)
+        with self._reading(data.name):
+            return raw.read(start, stop)
+
     def _file(self) -> h5py.File:
         if self._handle is None:
             while len(_opened) >= MAX_OPEN:
@@ -155,7 +162,11 @@ class Hdf5Writer(SealedWriter):
     def _write(self, flat: h5py.Dataset, start: int, values: NDArray[Any]) -> None:
         with self._sink.checked():
             flat.resize(start + len(values), axis=0)
-            flat[start:] = values
+            if flat.chunks == values.shape and flat.fletcher32 is False:
+                # A whole chunk as it stands: past HDF5's conversions and its cache.
+                flat.id.write_direct_chunk((start, *(0,) * (values.ndim - 1)), values)
+            else:
+                flat[start:] = values
 
     def _finish(self, attrs: Mapping[str, Any]) -> None:
         with self._sink.checked():

@@ -18,8 +18,16 @@ from pathgen.stores.seal import damaged
 from pathgen.stores.store import Store, create_table
 from pathgen.stores.table import ALL, BYTES, Column, Rows, Table, TableWriter
 
-#: What tiling measures on each patch, every one a share or a mean optical density, float32.
-MEASURES = ("tissue", "hematoxylin", "hematoxylin_mean", "eosin", "eosin_mean")
+#: What tiling measures on each patch, float32; see `pathgen.tiling.stain` and `.quality`.
+MEASURES = (
+    "tissue", "hematoxylin", "hematoxylin_mean", "eosin", "eosin_mean", "focus", "pen", "black",
+    "white", "fold",
+)  # fmt: skip
+
+
+#: How the pixels of a patch came about, in its column `made`: the bytes of a tile of the slide as
+#: they were; pixels of the slide, encoded; pixels at another scale than the slide has, encoded.
+COPIED, NATIVE, RESAMPLED = range(3)
 
 
 class PatchSpec(Config):
@@ -29,8 +37,8 @@ class PatchSpec(Config):
     """Side in pixels at the target resolution."""
     mpp: float | None = Field(0.5, gt=0)
     """Target microns per pixel; None = level 0 as it is."""
-    overlap: int = Field(0, ge=0)
-    """Target pixels that neighbors share."""
+    overlap: int = 0
+    """Target pixels that neighbors share; below 0, the gap between them."""
 
     @model_validator(mode="after")
     def _some_step(self) -> Self:
@@ -68,6 +76,12 @@ class SlideFacts(BaseModel):
     """Level-0 microns per pixel."""
     mpp_source: str | None = None
     """Where the resolution came from, as ``"file"`` or ``"given"``."""
+    suffix: str | None = None
+    """Of the slide file, as ``".svs"``: with it other tools find the file again."""
+    level_sizes: tuple[tuple[int, int], ...] | None = None
+    """Width and height of each pyramid level."""
+    downsamples: tuple[float, ...] | None = None
+    """Level-0 pixels per pixel of each level."""
 
     @field_validator("name", mode="before")
     @classmethod
@@ -111,6 +125,7 @@ class PatchStore(Store):
         label: str | None = None,
         patient: str | None = None,
         measures: Sequence[str] = MEASURES,
+        class_names: Sequence[str] | None = None,
     ) -> TableWriter:
         """A writer for ``append(image=[bytes], coords=, grid=, tissue=, ...)``.
 
@@ -121,6 +136,8 @@ class PatchStore(Store):
                 level0_mpp (None when the slide has no resolution).
             label, patient: of the slide, when the input list gave them.
             measures: names of the float32 columns.
+            class_names: of the column ``classes``, the share of each patch that a class covers;
+                None: no mask was given.
 
         Raises:
             ValueError: `geometry` lacks a key or has an unknown one.
@@ -139,16 +156,29 @@ class PatchStore(Store):
             "overlap": spec.overlap,
             **geometry,
             **_known(label=label, patient=patient),
+            **({} if class_names is None else {"class_names": list(class_names)}),
         }
         columns = {
             "image": BYTES,
             "coords": Column("int64", (2,)),
             "grid": Column("int32", (2,)),
+            "made": Column("uint8"),
             **{name: Column("float32") for name in measures},
+            **({"classes": Column("float32", (len(class_names),))} if class_names else {}),
         }
-        familiar = ("patch_size", "patch_size_level0", "target_mpp", "level0_mpp", "overlap")
-        notes = _known(**{name: attrs[name] for name in familiar}, name=slide.name)
-        return create_table(path, columns, attrs, notes={"coords": notes})
+        return create_table(path, columns, attrs, notes=_notes(attrs, slide.name))
+
+    def selected(self, path: Path | str, provenance: Provenance) -> TableWriter:
+        """A writer for some rows of this store: same columns and attributes, other `provenance`.
+
+        Args:
+            path: ends as this store's does.
+        """
+        given = ("format", "format_version", "seal", "provenance")
+        attrs = {name: value for name, value in self.attrs.items() if name not in given}
+        attrs["provenance"] = provenance
+        columns = {name: Column(c.dtype, c.shape) for name, c in self.table.columns.items()}
+        return create_table(path, columns, attrs, notes=_notes(attrs, self.slide.name))
 
     @property
     def name(self) -> str:
@@ -195,6 +225,23 @@ class PatchStore(Store):
         return self.table.read("grid", rows)
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """Classes of the mask that was given at tiling; none without one."""
+        return tuple(self.attrs.get("class_names", ()))
+
+    def class_shares(self, rows: Rows = ALL) -> NDArray[np.float32]:
+        """Share of each patch that each of `class_names` covers, float32 (n, k), 0..1.
+
+        Classes may overlap, and need not cover a patch.
+
+        Raises:
+            StoreError: PG-O17, tiled without a mask.
+        """
+        if "class_names" in self.attrs and not self.class_names:  # a mask that names no class
+            return np.zeros((len(self.table.read("coords", rows)), 0), np.float32)
+        return self.table.read("classes", rows)
+
+    @property
     def measures(self) -> tuple[str, ...]:
         """Names that `measure` knows."""
         return tuple(
@@ -210,6 +257,12 @@ class PatchStore(Store):
             StoreError: PG-O17, this store has no such measure.
         """
         return self.table.read(name, rows)
+
+
+def _notes(attrs: Mapping[str, Any], name: str) -> dict[str, dict[str, Any]]:
+    """Plain attributes of `coords`, for other tools."""
+    familiar = ("patch_size", "patch_size_level0", "target_mpp", "level0_mpp", "overlap")
+    return {"coords": _known(**{key: attrs.get(key) for key in familiar}, name=name)}
 
 
 def _fields(cls: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:

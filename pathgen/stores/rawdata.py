@@ -12,6 +12,7 @@ import os
 import threading
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -25,11 +26,9 @@ class RawData:
         self.path = path
         self.shape, self.dtype = tuple(dataset.shape), dataset.dtype
         self.chunk = int(dataset.chunks[0])
-        starts = range(0, self.shape[0], self.chunk)
-        found = [dataset.id.get_chunk_info_by_coord((start,)).byte_offset for start in starts]
-        if any(place is None for place in found):
-            raise ValueError("a chunk is missing")
-        self.places = np.array(found, np.int64)
+        self.places = _places(dataset, -(-self.shape[0] // self.chunk))
+        # Most chunks lie one after the other: where byte 0 would be if all before did.
+        self.bases = self.places - np.arange(len(self.places)) * self.chunk
         _files.forget(path)  # it may be open as the file that had this name before
 
     @staticmethod
@@ -47,14 +46,42 @@ class RawData:
 
     def __getitem__(self, rows: slice) -> NDArray[np.uint8]:
         start, stop, _ = rows.indices(self.shape[0])
-        result = np.empty(max(stop - start, 0), np.uint8)
+        return np.frombuffer(self.read(start, stop), np.uint8)
+
+    def read(self, start: int, stop: int) -> bytes:
+        """The bytes from `start` to `stop`; ValueError when the file ends too early."""
+        if stop <= start:
+            return b""
+        bases = self.bases[start // self.chunk : (stop - 1) // self.chunk + 1]
+        if len(bases) == 1 or (bases == bases[0]).all():
+            return _files.read(self.path, stop - start, int(bases[0]) + start)
+        parts = []
         while start < stop:
-            number, inside = divmod(start, self.chunk)
-            count = min(stop, (number + 1) * self.chunk) - start
-            part = memoryview(result)[len(result) - (stop - start) :][:count]
-            _files.read_into(self.path, part, int(self.places[number]) + inside)
-            start += count
-        return result
+            number = start // self.chunk
+            end = min(stop, (number + 1) * self.chunk)
+            parts.append(_files.read(self.path, end - start, int(self.bases[number]) + start))
+            start = end
+        return b"".join(parts)
+
+
+def _places(dataset: h5py.Dataset, count: int) -> NDArray[np.int64]:
+    """Where each chunk begins in the file, (count,); ValueError when one is missing."""
+    places = np.full(count, -1, np.int64)
+    length = int(dataset.chunks[0])
+
+    def note(chunk: Any) -> None:
+        number = chunk.chunk_offset[0] // length
+        if number < count and chunk.byte_offset is not None:
+            places[number] = chunk.byte_offset
+
+    if hasattr(dataset.id, "chunk_iter"):  # asking for one after the other takes a square of time
+        dataset.id.chunk_iter(note)
+    else:
+        for number in range(count):
+            note(dataset.id.get_chunk_info_by_coord((number * length,)))
+    if (places < 0).any():
+        raise ValueError("a chunk is missing")
+    return places
 
 
 class _Files:
@@ -65,14 +92,15 @@ class _Files:
         self.open: OrderedDict[Path, int] = OrderedDict()
         self.lock = threading.Lock()
 
-    def read_into(self, path: Path, part: memoryview, offset: int) -> None:
+    def read(self, path: Path, length: int, offset: int) -> bytes:
         with self.lock:  # none may close what another is reading
-            done = 0
-            while done < len(part):
-                count = os.preadv(self._handle(path), [part[done:]], offset + done)
-                if not count:
+            data = os.pread(self._handle(path), length, offset)
+            while len(data) < length:  # a signal or a network may shorten a read
+                more = os.pread(self._handle(path), length - len(data), offset + len(data))
+                if not more:
                     raise ValueError("the file ends too early")
-                done += count
+                data += more
+            return data
 
     def forget(self, path: Path) -> None:
         with self.lock:

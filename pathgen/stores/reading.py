@@ -106,14 +106,21 @@ class SealedTable(ABC):
         data = arrays_of(column, self.columns[column])[0]
         starts = index.offset[rows]
         stops = starts + index.length[rows]
-        for group in spans(starts, stops, DATA_CHUNK, SPAN):
-            first = int(starts[group][0])
-            block = memoryview(self._range(data, first, int(stops[group][-1]))).cast("B")
-            for row, start, stop in zip(rows[group], starts[group], stops[group], strict=True):
-                value = bytes(block[int(start) - first : int(stop) - first])
-                if zlib.crc32(value) != index.crc32[row]:
-                    raise damaged(self.path, f"row {row} of {column} does not match its crc32")
+        groups = spans(starts, stops, DATA_CHUNK, SPAN)
+        # Lists: a number of an array costs as much as a small read.
+        begin, end, sums = starts.tolist(), stops.tolist(), index.crc32[rows].tolist()
+        for group in groups:
+            first = begin[group.start]
+            block = self._block(data, first, end[group.stop - 1])
+            for i in range(group.start, group.stop):
+                value = bytes(block[begin[i] - first : end[i] - first])
+                if zlib.crc32(value) != sums[i]:
+                    raise damaged(self.path, f"row {rows[i]} of {column} does not match its crc32")
                 yield value
+
+    def _block(self, data: Array, start: int, stop: int) -> bytes | memoryview:
+        """Bytes of a bytes column."""
+        return memoryview(self._range(data, start, stop)).cast("B")
 
     def verify(self, deep: bool = False) -> None:
         for name, column in self.columns.items():

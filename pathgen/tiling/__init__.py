@@ -9,12 +9,15 @@ if TYPE_CHECKING:
     from pathgen.tiling.batch import tile
     from pathgen.tiling.inputs import SlideInput, find_slides
     from pathgen.tiling.ledger import LedgerRow, TileReport
+    from pathgen.tiling.masks import MaskConfig
+    from pathgen.tiling.presets import preset
     from pathgen.tiling.slide import SlideReader, open_slide, slide_info
     from pathgen.tiling.task import TileConfig
     from pathgen.tiling.tissue import TissueConfig, TissueMask, find_tissue
 
 _HOMES = {
     "LedgerRow": "ledger",
+    "MaskConfig": "masks",
     "SlideInput": "inputs",
     "SlideReader": "slide",
     "TileConfig": "task",
@@ -24,12 +27,14 @@ _HOMES = {
     "find_slides": "inputs",
     "find_tissue": "tissue",
     "open_slide": "slide",
+    "preset": "presets",
     "slide_info": "slide",
     "tile": "batch",
 }
 
 __all__ = [
     "LedgerRow",
+    "MaskConfig",
     "SlideInput",
     "SlideReader",
     "TileConfig",
@@ -39,6 +44,7 @@ __all__ = [
     "find_slides",
     "find_tissue",
     "open_slide",
+    "preset",
     "slide_info",
     "tile",
 ]

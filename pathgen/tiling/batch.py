@@ -2,28 +2,50 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import time
-import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pathgen import commit
 from pathgen.config import to_yaml
-from pathgen.errors import ConfigError, PathgenError, SlideError, StorageError
-from pathgen.progress import Progress, Silent
+from pathgen.errors import ConfigError, SlideError
+from pathgen.progress import Progress, Silent, Task
+from pathgen.provenance import digest
+from pathgen.tiling.attempt import Job, Outcome, attempt, clear, failed, settled
+from pathgen.tiling.claims import join
+from pathgen.tiling.contours import write_missing
+from pathgen.tiling.forecast import forecast, sampled
 from pathgen.tiling.inputs import find_slides
 from pathgen.tiling.ledger import LedgerRow, TileReport, write_ledger
+from pathgen.tiling.maskfiles import with_masks
 from pathgen.tiling.pool import Crashed, default_workers, run_all
-from pathgen.tiling.resume import look_around
+from pathgen.tiling.resume import flat, look_around
 from pathgen.tiling.task import TileConfig, TileTask
-from pathgen.tiling.tiler import tile_slide
 
-DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+if TYPE_CHECKING:
+    from pathgen.tiling.cluster import Machines
+
+#: Runs `attempt` on jobs somewhere and gives the results as they come, with the jobs' numbers.
+Runner = Callable[
+    [Callable[[Job], Outcome], Sequence[Job]],
+    Generator[tuple[int, "Outcome | Crashed"], None, None],
+]
+#: Seconds between two looks at what others have finished, at first and at most.
+LOOK_AGAIN = (0.2, 5.0)
+
+#: What is said of a slide whose process ended, or had to be.
+CRASHES = {
+    "died": ("reader crashed", "the file is damaged in a way the reader cannot stand; get a fresh "
+             "copy"),
+    "killed": ("reader was killed", "use fewer --workers, or a machine with more memory"),
+    "hung": ("reader hung", "look at the file with another program; a longer --slide-timeout gives "
+             "it more time"),
+}  # fmt: skip
 
 
 def tile(
@@ -31,7 +53,10 @@ def tile(
     out: str | Path,
     config: TileConfig = TileConfig(),
     *,
+    masks: str | Path | None = None,
     workers: int | None = None,
+    machines: Machines | None = None,
+    slide_timeout: float | None = None,
     overwrite: bool = False,
     plan: bool = False,
     progress: Progress = Silent(),
@@ -42,60 +67,102 @@ def tile(
     stopped one left off, and its result has the same bytes. A slide that fails has a row that
     says why, and the others go on; a good store it has from before stays.
 
+    Several processes, on several hosts too, may run the same call on one `out` at the same time:
+    they share the slides, and each returns when all slides have a row, with the same report.
+
     Args:
         slides: folders, slide files, globs, CSV lists; see `find_slides`.
         out: gets ``<slide>.h5`` or ``.zarr``, ``thumbnails/``, ``slides.csv``, ``slides.json``,
             ``config.yaml`` and, with timings, ``events.jsonl``.
+        masks: outlines or rasters from outside, a folder with one a slide or one file; see
+            `pathgen.tiling.maskfiles`. A CSV's column `mask` wins.
         workers: processes; None = one a core, 0 = in this process.
+        machines: a Dask cluster to work on instead; see `pathgen.tiling.cluster`.
+        slide_timeout: seconds after which a slide's process is killed (PG-S13); None = never.
+            Needs a worker process.
         overwrite: make stores of other settings anew, instead of refusing. Only patch stores
-            are ever replaced.
-        plan: only find tissue and count patches; nothing is written.
+            are ever replaced. No other process may work on `out` meanwhile.
+        plan: only find tissue, count patches and cut a few for a forecast; nothing is written.
 
     Raises:
         NoInputError: PG-N01, nothing to tile.
         ConfigError: PG-O19, `out` holds stores made with other settings or of other slides, or
-            a store's place is taken by what `tile` has not made.
+            a store's place is taken by what `tile` has not made. PG-C01, `slide_timeout`
+            without workers.
         StorageError: PG-O01, PG-O03, `out` cannot be written.
-        BusyError: PG-O06, another pathgen writes there.
+        BusyError: PG-O06, another pathgen with other settings writes there.
+        ClusterError: PG-E03 to PG-E05, `machines` cannot be used.
     """
     out = Path(out)
+    config.normalize.check()
+    count = default_workers() if workers is None else workers
+    if machines is not None:
+        out = out.absolute()  # the workers are elsewhere
+    elif slide_timeout is not None and not count:
+        raise ConfigError(
+            "a time limit needs a worker process", where="slide_timeout",
+            why="what hangs in this process cannot be stopped", hint="use 1 worker or more",
+        )  # fmt: skip
     given, ignored = find_slides(slides)
+    given = with_masks(given, masks, config.masks.missing)
     _spare_the_list(slides, out)
     tasks = [TileTask(slide, out, config, plan=plan) for slide in given]
     with ExitStack() as stack:
+        claims = None
         if not plan:
             commit.writable_folder(out)
-            stack.enter_context(commit.lock(out))
+            claims = stack.enter_context(join(out, _settings(tasks, config), alone=overwrite))
             commit.sweep(out)
             stack.push(_sweeper(out))
-        found = look_around(out, tasks, overwrite, progress)
+        found = look_around(out, tasks, overwrite, progress, count)
         rows = found.rows
         kept = sum(row.state != "failed" for row in rows.values())
         for index, stale in found.stale.items():
             tasks[index] = replace(tasks[index], stale=stale, overwrite=overwrite)
             if index in rows:
-                _clear(tasks[index], made=rows[index].store is not None)
+                clear(tasks[index], made=rows[index].store is not None)
         if not plan:
             commit.write_text(out / "config.yaml", to_yaml(config))
+        if machines is None:
+            run: Runner = partial(run_all, workers=count, limit=slide_timeout)
+        else:
+            place = None if plan else out
+            run, count = stack.enter_context(machines.runner(place, slide_timeout, progress))
         todo = [i for i in range(len(tasks)) if i not in rows]
-        count = default_workers() if workers is None else workers
+        measured = {todo[i] for i in sampled(len(todo))} if plan else set()
+        shared = None if overwrite else claims
+        jobs = {i: Job(tasks[i], shared, sample=i in measured) for i in todo}
+        samples = []
         with (
             progress.task("plan" if plan else "tile", len(tasks), len(rows)) as bar,
             # Closed at once when anything stops the loop, so that no worker outlives it.
-            closing(_work(tasks, todo, count)) as results,
+            closing(_work(jobs, run, bar)) as results,
         ):
             for index, row, event in results:
                 rows[index] = row
-                if not plan:
+                if plan:
+                    samples += [event["sample"]] if event and event.get("sample") else []
+                elif event:
                     _append_event(out, event)
                 bar.advance(note=row.slide + (": failed" if row.state == "failed" else ""))
         report = TileReport(
             tuple(rows[i] for i in range(len(tasks))), out, ignored, planned=plan, kept=kept
         )
         if plan:
-            return replace(report, bytes=estimate(report, config)).without_stores()
+            cost = forecast([rows[i] for i in todo], samples, count)
+            size = cost.bytes if cost else 0
+            return replace(report, bytes=size, forecast=cost).without_stores()
+        if config.write_tissue:
+            write_missing(out, report.stores)
         write_ledger(report)
+        commit.sweep(out)  # of processes that died meanwhile
         return replace(report, bytes=sum(map(_size, report.stores)))
+
+
+def _settings(tasks: Sequence[TileTask], config: TileConfig) -> dict[str, Any]:
+    """What processes that share a folder must agree on, lest their ledgers differ."""
+    slides = digest([task.settings["slide"] for task in tasks])
+    return {**flat(config.model_dump(mode="json")), "slides": f"{len(tasks)} ({slides})"}
 
 
 def _spare_the_list(slides: str | Path | Sequence[str | Path], out: Path) -> None:
@@ -118,82 +185,62 @@ def _sweeper(out: Path) -> Callable[..., None]:
     return sweep
 
 
-def _work(
-    tasks: Sequence[TileTask], todo: Sequence[int], workers: int
-) -> Generator[tuple[int, LedgerRow, dict[str, Any]], None, None]:
-    chosen = [tasks[i] for i in todo]
-    for at, result in run_all(_attempt, chosen, workers):
-        task = chosen[at]
-        if isinstance(result, Crashed):
-            error = SlideError(
-                "reader crashed", code="PG-S13", where=task.slide.name,
-                why="its process died twice, with this slide alone the second time",
-                hint="the file is damaged in a way the reader cannot stand; get a fresh copy",
-            )  # fmt: skip
-            _clear(task, made=False)
-            yield todo[at], _failed(task, error), {"slide": task.slide.name, "crashed": True}
-            continue
-        row, event = result
-        yield todo[at], row, event
+Result = tuple[int, LedgerRow, "dict[str, Any] | None"]
 
 
-def _attempt(task: TileTask) -> tuple[LedgerRow, dict[str, Any]]:
-    """Tile one slide; what is wrong with it is a row, what is wrong with the disk ends the run."""
-    start = time.time()
-    event: dict[str, Any] = {"slide": task.slide.name, "start": round(start, 3)}
-    try:
-        row = tile_slide(task)
-    except StorageError:
-        raise
-    except PathgenError as error:
-        row = _failed(task, error)
-    except OSError as error:
-        if error.errno in DISK_IS_FULL:
-            raise commit.storage_error(error, task.store) from error
-        row = _failed(task, _bug(task, error, event))
-    except Exception as error:  # a bug or a library's: this slide fails, with the trace kept
-        row = _failed(task, _bug(task, error, event))
-    _clear(task, made=row.store is not None)
-    event |= {"seconds": round(time.time() - start, 3), "state": row.state, "patches": row.patches}
-    return row, event
+def _work(jobs: Mapping[int, Job], run: Runner, bar: Task) -> Generator[Result, None, None]:
+    """Each job's row: made here, or taken from the process that has the slide."""
+    mine, theirs = list(jobs), set[int]()
+    pause = LOOK_AGAIN[0]
+    while mine or theirs:
+        with closing(run(attempt, [jobs[i] for i in mine])) as results:
+            for at, result in results:
+                index = mine[at]
+                if isinstance(result, Crashed):
+                    yield _crashed(index, jobs[index], result)
+                elif result.row is None:
+                    theirs.add(index)
+                else:
+                    yield index, result.row, result.event
+        mine = []
+        for index in sorted(theirs):
+            task, claims = jobs[index].task, jobs[index].claims
+            assert claims is not None  # else nobody else could have it
+            row = settled(task, claims)
+            if row is not None:
+                theirs.remove(index)
+                yield index, row, None
+            elif not claims.held(task.slide.name):  # who had it is gone
+                theirs.remove(index)
+                mine.append(index)
+        if theirs and not mine:
+            bar.advance(0, note=f"waiting for others: {len(theirs)}")
+            time.sleep(pause)
+            pause = min(pause * 1.5, LOOK_AGAIN[1])
 
 
-def _clear(task: TileTask, made: bool) -> None:
-    """Remove what other settings left, lest it be taken for this run's."""
-    if task.plan or not (made or task.overwrite):
-        return
-    for path in task.stale:
-        if not (made and path == task.store):
-            commit.discard(path)
-
-
-def _bug(task: TileTask, error: Exception, event: dict[str, Any]) -> SlideError:
-    event["traceback"] = traceback.format_exc()
-    return SlideError(
-        "slide could not be tiled", code="PG-S00", where=task.slide.name,
-        why=f"{type(error).__name__}: {error}", hint="details are in events.jsonl",
-    )  # fmt: skip
-
-
-def _failed(task: TileTask, error: PathgenError) -> LedgerRow:
-    return LedgerRow.failure(task.slide.name, task.slide.path.name, error, **task.known)
+def _crashed(index: int, job: Job, crash: Crashed) -> Result:
+    task, claims = job.task, job.claims
+    what, hint = CRASHES[crash.kind]
+    error = SlideError(what, code="PG-S13", where=task.slide.name, why=crash.why, hint=hint)
+    row = failed(task, error)
+    clear(task, made=False)
+    if claims is not None:
+        claims.tell(task.slide.name, row)
+        claims.release(task.slide.name)
+    return index, row, {"slide": task.slide.name, "state": "failed", "crashed": crash.kind}
 
 
 def _append_event(out: Path, event: Mapping[str, Any]) -> None:
-    with (out / "events.jsonl").open("a", encoding="utf-8") as log:
-        log.write(json.dumps(event) + "\n")
+    """One line in one write, under a lock: over NFS, appending alone can lose a line."""
+    line = (json.dumps(event) + "\n").encode()
+    with (out / "events.jsonl").open("ab", buffering=0) as log, commit.locked(log):
+        log.write(line)
 
 
 def _size(path: Path) -> int:
-    if path.is_dir():
-        return sum(part.stat().st_size for part in path.rglob("*") if part.is_file())
-    return path.stat().st_size if path.exists() else 0
-
-
-#: Bytes per pixel of H&E patches, about: measured on lung and skin at 0.25 to 1 um.
-_BYTES_PER_PIXEL = {"png": 1.9, "jpeg": 0.45}
-
-
-def estimate(report: TileReport, config: TileConfig) -> int:
-    """About how many bytes the planned patches take."""
-    return int(report.counts["patches"] * config.patch_size**2 * _BYTES_PER_PIXEL[config.codec])
+    with suppress(FileNotFoundError):  # removed by its owner since
+        if path.is_dir():
+            return sum(part.stat().st_size for part in path.rglob("*") if part.is_file())
+        return path.stat().st_size
+    return 0

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from pathgen.errors import DataError, NoInputError, PathgenError, SlideError
 from pathgen.tiling.lists import LIST_SUFFIXES, read_list
@@ -18,10 +18,17 @@ from pathgen.tiling.readers.check import (
     IMAGE_SUFFIXES,
     SLIDE_SUFFIXES,
     dicom_files,
-    is_ome_zarr,
     missing,
     series_of,
     without_suffix,
+)
+from pathgen.tiling.readers.ngff import is_ome_zarr
+from pathgen.tiling.readers.remote import (
+    RemotePath,
+    SlidePath,
+    listed,
+    path_key,
+    slide_path,
 )
 
 
@@ -29,7 +36,7 @@ from pathgen.tiling.readers.check import (
 class SlideInput:
     """One slide to tile. `name` is safe as a relative path and unique among the inputs."""
 
-    path: Path
+    path: SlidePath
     name: str
     mpp: float | None = None
     """from a CSV; None where it gave none"""
@@ -39,16 +46,21 @@ class SlideInput:
     """known before the slide is opened, as for a listed file that is not there"""
     same_as: str | None = None
     """name of the input that this file is a part of: an instance of the same DICOM series"""
+    mask: Path | None = None
+    """where its tissue or classes were drawn; see `pathgen.tiling.masks`"""
+    unmasked: bool = False
+    """masks were given, but none for this slide"""
 
 
 @dataclass(frozen=True)
 class _Found:
-    path: Path
+    path: SlidePath
     base: Path
     mpp: float | None = None
     label: str | None = None
     patient: str | None = None
     problem: PathgenError | None = None
+    mask: Path | None = None
 
 
 def find_slides(
@@ -58,7 +70,7 @@ def find_slides(
 
     Args:
         inputs: folders (searched through, links to folders not followed), slide files, globs,
-            and CSV lists; see `pathgen.tiling.lists` for their columns.
+            URLs of slides, and CSV lists; see `pathgen.tiling.lists` for their columns.
 
     Returns:
         Slides, and how many files of which suffix were ignored as no slides.
@@ -71,15 +83,19 @@ def find_slides(
     ignored: Counter[str] = Counter()
     found: list[_Found] = []
     for one in given:
-        found += _expand(Path(one), ignored)
+        path = slide_path(one)
+        if isinstance(path, RemotePath):
+            found.append(_Found(path, Path()))
+        else:
+            found += _expand(path, ignored)
     unique: dict[str, _Found] = {}
     for item in found:
-        key = os.path.abspath(item.path)
+        key = path_key(item.path)
         unique[key] = _merged(unique[key], item) if key in unique else item
     if not unique:
         passed = ", ".join(f"{n} {suffix}" for suffix, n in sorted(ignored.items()))
         raise NoInputError(
-            "no slides found", where=", ".join(str(g) for g in given) or None,
+            "no slides found", where=listed(given) or None,
             why=f"ignored: {passed}" if passed else "nothing is there",
             hint="give slide files, a folder of them, or a CSV with a column `slide`",
         )  # fmt: skip
@@ -94,7 +110,7 @@ def _merged(first: _Found, again: _Found) -> _Found:
         DataError: PG-N06, two lists say different things.
     """
     values = {}
-    for name in ("mpp", "label", "patient"):
+    for name in ("mpp", "label", "patient", "mask"):
         one, other = getattr(first, name), getattr(again, name)
         if None not in (one, other) and one != other:
             raise DataError(
@@ -115,7 +131,9 @@ def _expand(path: Path, ignored: Counter[str]) -> Iterator[_Found]:
     elif os.path.lexists(path):
         if path.suffix.lower() in LIST_SUFFIXES:
             for row in read_list(path):
-                yield _Found(row.path, path.parent, row.mpp, row.label, row.patient, row.problem)
+                yield _Found(
+                    row.path, path.parent, row.mpp, row.label, row.patient, row.problem, row.mask
+                )
         else:
             yield _Found(path, path.parent)
     elif glob.has_magic(str(path)):
@@ -216,8 +234,9 @@ def _series_once(slides: list[SlideInput]) -> list[SlideInput]:
     first: dict[tuple[Path, str], str] = {}
     result = []
     for slide in slides:
-        if slide.path.suffix.lower() == ".dcm" and slide.path.is_file():
-            series = (slide.path.parent, series_of(slide.path) or slide.name)
+        path = slide.path
+        if isinstance(path, Path) and path.suffix.lower() == ".dcm" and path.is_file():
+            series = (path.parent, series_of(path) or slide.name)
             owner = first.setdefault(series, slide.name)
             if owner != slide.name:
                 slide = replace(slide, same_as=owner)
@@ -257,24 +276,35 @@ def _named(found: list[_Found]) -> list[SlideInput]:
     taken = Counter(_key(name) for name in safe)
     for item, name in zip(found, safe, strict=True):
         if taken[_key(name)] > 1:  # NFC and NFD twins, or names that differ in case only
-            name = f"{name}~{blake2b(os.fsencode(item.path), digest_size=4).hexdigest()}"
-        slides.append(SlideInput(item.path, name, item.mpp, item.label, item.patient, item.problem))
+            name = f"{name}~{blake2b(os.fsencode(_raw(item.path)), digest_size=4).hexdigest()}"
+        slides.append(SlideInput(
+            item.path, name, item.mpp, item.label, item.patient, item.problem, mask=item.mask
+        ))  # fmt: skip
     return slides
 
 
+def _raw(path: SlidePath) -> str:
+    return path.url if isinstance(path, RemotePath) else str(path)
+
+
 def _relative(item: _Found) -> str:
+    if isinstance(item.path, RemotePath):
+        return item.path.name
     path, base = (Path(os.path.abspath(p)) for p in (item.path, item.base))
     return path.relative_to(base).as_posix() if path.is_relative_to(base) else path.name
 
 
 def _from_common(found: list[_Found]) -> list[str]:
-    paths = [os.path.abspath(item.path) for item in found]
+    paths = [os.path.abspath(item.path) for item in found if isinstance(item.path, Path)]
     try:
         common = os.path.commonpath([os.path.dirname(path) for path in paths])
-    except ValueError:  # several Windows drives
+    except ValueError:  # several Windows drives, or nothing on disk
         common = ""
-    return [PurePosixPath(Path(os.path.relpath(p, common) if common else p)).as_posix()
-            for p in paths]  # fmt: skip
+    return [
+        item.path.place if isinstance(item.path, RemotePath)
+        else Path(os.path.relpath(item.path, common) if common else item.path).as_posix()
+        for item in found
+    ]  # fmt: skip
 
 
 def _key(name: str) -> str:

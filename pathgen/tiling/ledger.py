@@ -7,10 +7,13 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pathgen import commit
 from pathgen.errors import PathgenError, sentence
+
+if TYPE_CHECKING:
+    from pathgen.tiling.forecast import Forecast
 
 State = Literal["done", "empty", "failed"]
 
@@ -19,6 +22,7 @@ REASONS = {
     "ok": "patches were kept",
     "no_tissue": "no tissue found",
     "too_small": "smaller than one patch",
+    "no_mask": "left out, as masks were given and none for it",
     "same_slide": "another file of a slide that has a row of its own",
     "filtered": "tissue found, but no patch passed the filters",
 }
@@ -35,7 +39,7 @@ def printable(text: str) -> str:
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """One slide. ``candidates == dropped_tissue + dropped_stain + patches`` wherever it was read.
+    """One slide. Wherever it was read, ``candidates`` are what was dropped and ``patches``.
 
     Nothing here differs between two equal runs; timings are in events.jsonl.
     """
@@ -43,13 +47,19 @@ class LedgerRow:
     slide: str
     state: State
     reason: str
-    """``ok``, ``no_tissue``, ``too_small``, ``filtered``, ``same_slide``, or an error code"""
+    """``ok``, ``no_tissue``, ``too_small``, ``filtered``, ``no_mask``, ``same_slide``, or an error code"""
     message: str
     file: str
     candidates: int = 0
     """cells of the grid"""
     dropped_tissue: int = 0
+    dropped_class: int = 0
+    """with enough tissue, but too little of the classes asked for"""
     dropped_stain: int = 0
+    dropped_quality: int = 0
+    """with enough stain, but out of focus, or with too much pen, black, white or fold"""
+    dropped_damaged: int = 0
+    """on tiles that cannot be decoded"""
     ink: float = 0.0
     """share of the tissue, 0..1, that was taken for pen and left out"""
     patches: int = 0
@@ -89,6 +99,8 @@ class TileReport:
     """size of the stores; when `planned`, an estimate"""
     kept: int = 0
     """slides that were there already, and were not touched"""
+    forecast: Forecast | None = None
+    """of a plan; None where no patch could be cut"""
 
     #: What ``--plan`` shows of each slide.
     plan_columns: ClassVar[tuple[str, ...]] = (
@@ -99,7 +111,8 @@ class TileReport:
     def counts(self) -> dict[str, int]:
         """Slides by state, and sums; done + empty + failed == slides."""
         states = [row.state for row in self.rows]
-        sums = ("candidates", "dropped_tissue", "dropped_stain", "patches")
+        dropped = (item.name for item in fields(LedgerRow) if item.name.startswith("dropped_"))
+        sums = ("candidates", *dropped, "patches")
         return {
             "slides": len(self.rows),
             **{state: states.count(state) for state in ("done", "empty", "failed")},
@@ -124,11 +137,12 @@ class TileReport:
         return tuple(self.path / row.store for row in self.rows if row.store)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: ``counts``, ``ignored`` and ``slides``."""
+        """JSON-ready: ``counts``, ``ignored``, ``slides``, and ``forecast`` of a plan."""
         return {
             "counts": self.counts,
             "ignored": dict(sorted(self.ignored.items())),
             "slides": [asdict(row) for row in self.rows],
+            **({"forecast": self.forecast.to_dict()} if self.forecast else {}),
         }
 
     def without_stores(self) -> TileReport:

@@ -1,9 +1,9 @@
 """CSV lists of slides, with the column names that other tools use.
 
 slide: wsi, slide, slide_id, image_path, filename, sample_id · mpp: mpp, spacing,
-spacing_at_level_0, mpp_x · label · patient: see `pathgen.columns`. Case, spaces, hyphens and
+spacing_at_level_0, mpp_x · mask: mask, mask_path · label · patient: see `pathgen.columns`. Case, spaces, hyphens and
 underscores in these names do not matter; the separator is a comma, semicolon or tab; paths are
-relative to the list's folder.
+relative to the list's folder; URLs are taken too.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from pathgen.tiling.readers.check import (
     missing,
     without_suffix,
 )
+from pathgen.tiling.readers.remote import SlidePath, is_url, path_key, slide_path
 
 LIST_SUFFIXES = frozenset({".csv", ".tsv"})
 ALIASES = {
     "slide": ("image_path", "wsi", "slide", "filename", "slide_id", "sample_id"),
     "mpp": ("mpp", "spacing_at_level_0", "spacing", "mpp_x"),
+    "mask": ("mask", "mask_path"),
     "label": ("label",),
     "patient": PATIENT,
 }
@@ -37,12 +39,13 @@ ALIASES = {
 class ListedSlide:
     """One row of a list."""
 
-    path: Path
+    path: SlidePath
     mpp: float | None = None
     label: str | None = None
     patient: str | None = None
     problem: PathgenError | None = None
     """PG-N02 when the file is not there"""
+    mask: Path | None = None
 
 
 def read_list(path: Path) -> list[ListedSlide]:
@@ -73,7 +76,7 @@ def read_list(path: Path) -> list[ListedSlide]:
         if cells["slide"] is None:
             continue
         slide = _row(path, line, cells["slide"], cells, folders)
-        key = os.path.abspath(slide.path)
+        key = path_key(slide.path)
         if key in found and _values(found[key]) != _values(slide):
             raise DataError(
                 "slide listed twice with different values", where=path.name,
@@ -84,7 +87,7 @@ def read_list(path: Path) -> list[ListedSlide]:
 
 
 def _values(slide: ListedSlide) -> tuple[object, ...]:
-    return slide.mpp, slide.label, slide.patient
+    return slide.mpp, slide.label, slide.patient, slide.mask
 
 
 def _table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -113,15 +116,19 @@ def _table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
 def _row(
     path: Path, line: int, text: str, cells: dict[str, str | None], folders: _Folders
 ) -> ListedSlide:
-    slide = folders.resolved(path.parent, text)
     problem: PathgenError | None = None
-    if not os.path.lexists(slide):
+    slide = slide_path(text) if is_url(text) else folders.resolved(path.parent, text)
+    if isinstance(slide, Path) and not os.path.lexists(slide):
         problem = SlideError(
             "listed slide is not there", code="PG-N02", where=text, why=f"{path.name}, line {line}",
             hint=folders.advice(slide),
         )  # fmt: skip
     mpp = _number(path, line, cells["mpp"])
-    return ListedSlide(slide, mpp, cells["label"], cells["patient"], problem)
+    mask = cells["mask"]
+    return ListedSlide(
+        slide, mpp, cells["label"], cells["patient"], problem,
+        None if mask is None else path.parent / Path(mask.replace("\\", "/")),
+    )  # fmt: skip
 
 
 class _Folders:

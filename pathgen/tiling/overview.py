@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,12 @@ def best_level(slide: SlideReader, scale: tuple[float, float]) -> int:
     return max(fits, key=lambda i: slide.downsamples[i], default=0)
 
 
+def best_shrink(slide: SlideReader, level: int, scale: float) -> int:
+    """The most that `level` can be shrunk and still be no coarser than `scale` of its pixels."""
+    limit = scale * (1 + NATIVE_TOLERANCE)
+    return max((s for s in slide.shrinks(level) if s <= limit), default=1)
+
+
 def read_overview(slide: SlideReader, scale: float | tuple[float, float]) -> Overview:
     """The scanned bounds, `scale` level-0 pixels per pixel, by area averaging."""
     sx, sy = scale if isinstance(scale, tuple) else (scale, scale)
@@ -59,47 +66,44 @@ def read_overview(slide: SlideReader, scale: float | tuple[float, float]) -> Ove
     across, down = math.ceil(width / sx), math.ceil(height / sy)
     level = best_level(slide, (sx, sy))
     kx, ky = true_downsample(slide, level)
+    shrink = best_shrink(slide, level, min(sx / kx, sy / ky))
+    kx, ky = kx * shrink, ky * shrink
     rows = max(1, int(BAND_PIXELS / (across * sx / kx) / (sy / ky)))
     pixels = np.empty((down, across, 3), np.uint8)
     for row in range(0, down, rows):
         stop = min(row + rows, down)
         box = (x0, y0 + row * sy, x0 + across * sx, y0 + stop * sy)
-        area, inner = read_area(slide, level, box)
+        area, inner = read_area(slide, level, box, shrink=shrink, read=slide.look)
         pixels[row:stop] = resized(area, inner, (across, stop - row), Image.Resampling.BOX)
     return Overview(pixels, (x0, y0), (sx, sy))
 
 
 Box = tuple[float, float, float, float]
+Read = Callable[[int, tuple[int, int, int, int], int], NDArray[np.uint8]]
 
 
 def read_area(
-    slide: SlideReader, level: int, box: Box, margin: int = 0
-) -> tuple[NDArray[np.uint8], Box]:
-    """The pixels of `level` under the level-0 `box` (x0, y0, x1, y1), and the box within them.
+    slide: SlideReader, level: int, box: Box, margin: int = 0, shrink: int = 1,
+    read: Read | None = None,
+) -> tuple[NDArray[np.uint8], Box]:  # fmt: skip
+    """The pixels of `level` at 1 / `shrink` under the level-0 `box` (x0, y0, x1, y1), and the box
+    within them.
 
     `margin` more pixels are read on each side for a filter's reach; past the edge of the slide
-    the last pixel repeats.
+    the last pixel repeats. `read` is `slide.read_level` or `slide.look`.
     """
-    kx, ky = true_downsample(slide, level)
-    width, height = slide.level_sizes[level]
+    kx, ky = (k * shrink for k in true_downsample(slide, level))
+    # A pixel that lies in part beyond the edge is not of the slide alone.
+    width, height = (side // shrink for side in slide.level_sizes[level])
     left, top, right, bottom = box[0] / kx, box[1] / ky, box[2] / kx, box[3] / ky
     x0, y0 = math.floor(left + 1e-6) - margin, math.floor(top + 1e-6) - margin
     x1, y1 = math.ceil(right - 1e-6) + margin, math.ceil(bottom - 1e-6) + margin
     inside = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
-    pixels = read_pixels(slide, level, inside)
+    pixels = (read or slide.read_level)(level, inside, shrink)
     outside = ((inside[1] - y0, y1 - inside[3]), (inside[0] - x0, x1 - inside[2]), (0, 0))
     if any(any(pair) for pair in outside):
         pixels = np.pad(pixels, outside, mode="edge")
     return pixels, (left - x0, top - y0, right - x0, bottom - y0)
-
-
-def read_pixels(
-    slide: SlideReader, level: int, box: tuple[int, int, int, int]
-) -> NDArray[np.uint8]:
-    """RGB of the pixels x0, y0, x1, y1 of `level`, in that level's own pixels."""
-    x0, y0, x1, y1 = box
-    step = slide.downsamples[level]
-    return slide.read((x0 * step, y0 * step), level, (x1 - x0, y1 - y0))
 
 
 def resized(
@@ -131,6 +135,7 @@ def draw_thumbnail(
     coords: NDArray[np.int64],
     side: tuple[float, float],
     longest: int,
+    drawn: NDArray[np.bool_] | None = None,
 ) -> Image.Image:
     """The scanned bounds with the tissue's outline and the kept patches, made from the pyramid.
 
@@ -140,6 +145,7 @@ def draw_thumbnail(
         overview: RGB pixels the mask was made from.
         coords: level-0 corners (n, 2) of the kept patches, `side` level-0 pixels wide and high.
         longest: pixels of the longer side of the result.
+        drawn: where classes of a mask from outside lie, on the pixels of `mask`; outlined too.
     """
     x0, y0, width, height = slide.bounds
     step = max(width, height) / longest
@@ -152,8 +158,10 @@ def draw_thumbnail(
     picture.thumbnail((longest, longest), Image.Resampling.BOX)
     grow = picture.width / (pixels.shape[1] * step)
     pen = max(1, round(max(picture.size) / 340))  # still seen when it is shown at a third
-    outline = Image.fromarray(_outline(mask, picture.size))
-    picture.paste((0, 90, 200), mask=outline.filter(ImageFilter.MaxFilter(pen | 1)))
+    for inside, color in ((mask.pixels, (0, 90, 200)), (drawn, (230, 110, 0))):
+        if inside is not None:
+            outline = Image.fromarray(_outline(inside, picture.size))
+            picture.paste(color, mask=outline.filter(ImageFilter.MaxFilter(pen | 1)))
     grid = ImageDraw.Draw(picture, "RGBA")
     thin = max(1, min(pen, round(min(side) * grow / 12)))  # small squares stay open
     for x, y in (coords - (x0, y0)) * grow:
@@ -162,9 +170,9 @@ def draw_thumbnail(
     return picture
 
 
-def _outline(mask: TissueMask, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """255 on the edge of the tissue, at `size` = (width, height)."""
-    large = np.asarray(Image.fromarray(mask.pixels).resize(size, Image.Resampling.NEAREST))
+def _outline(inside: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """255 on the inner edge of what is true, at `size` = (width, height)."""
+    large = np.asarray(Image.fromarray(inside).resize(size, Image.Resampling.NEAREST))
     padded = np.pad(large, 1, mode="edge")
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return np.asarray(large & ~inner, np.uint8) * 255

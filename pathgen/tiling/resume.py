@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pathgen.errors import ConfigError, PathgenError, StoreError
+from pathgen.errors import ConfigError, PathgenError, StorageError, StoreError
 from pathgen.progress import Progress, Silent
 from pathgen.stores import FORMAT, PatchStore
 from pathgen.tiling.ledger import LedgerRow
+from pathgen.tiling.pool import Crashed, run_all
 from pathgen.tiling.task import TileTask
 from pathgen.tiling.tiler import row_of_store
 
 STORES = ("h5", "zarr")
 #: How a store's writer may have been stopped, or its disk have failed.
 BROKEN = {"PG-O04", "PG-O11"}
+
+#: Stores that are looked at in one go, and from how many on by several processes.
+CHUNK, MANY = 16, 400
 
 
 @dataclass
@@ -32,9 +37,12 @@ class Found:
 
 
 def look_around(
-    out: Path, tasks: Sequence[TileTask], overwrite: bool, progress: Progress = Silent()
-) -> Found:
+    out: Path, tasks: Sequence[TileTask], overwrite: bool, progress: Progress = Silent(),
+    workers: int = 0,
+) -> Found:  # fmt: skip
     """Compare what is in `out` with what `tasks` would make. Nothing is changed.
+
+    Many stores are looked at by `workers` processes.
 
     Raises:
         ConfigError: PG-O19, a store is whole but made with other settings, belongs to no task,
@@ -50,19 +58,52 @@ def look_around(
     }
     if not places:
         return found
-    with progress.task("check", len(places)) as bar:
-        for index, there in places.items():
-            stale = []
-            for path in there:
-                row = _look(tasks[index], path, overwrite, listed)
-                if isinstance(row, LedgerRow):
+    looks = [
+        _Look(
+            tasks[i],
+            there,
+            overwrite,
+            listed & {path.relative_to(out).as_posix() for path in there},
+        )
+        for i, there in places.items()
+    ]
+    chunks = [looks[i : i + CHUNK] for i in range(0, len(looks), CHUNK)]
+    indices = list(places)
+    with (
+        progress.task("check", len(places)) as bar,
+        closing(run_all(_look_at, chunks, workers if len(looks) > MANY else 0)) as results,
+    ):
+        for number, seen in results:
+            if isinstance(seen, Crashed):
+                raise StorageError(
+                    "stores here cannot be checked", where=out, why=seen.why,
+                    hint="check the disk, or look with --workers 0 for which store it is",
+                )  # fmt: skip
+            for index, (row, stale) in zip(indices[number * CHUNK :], seen, strict=False):
+                if row is not None:
                     found.rows[index] = row
-                elif row is not None:
-                    stale.append(row)
-            if stale:
-                found.stale[index] = tuple(stale)
-            bar.advance(note=tasks[index].slide.name)
+                if stale:
+                    found.stale[index] = stale
+            bar.advance(len(seen), note=tasks[indices[number * CHUNK]].slide.name)
     return found
+
+
+@dataclass(frozen=True)
+class _Look:
+    task: TileTask
+    there: list[Path]
+    overwrite: bool
+    listed: set[str]
+
+
+def _look_at(looks: Sequence[_Look]) -> list[tuple[LedgerRow | None, tuple[Path, ...]]]:
+    """Of each, the row of the store that stays, and the stores to be replaced."""
+    result = []
+    for look in looks:
+        seen = [_look(look.task, path, look.overwrite, look.listed) for path in look.there]
+        row = next((one for one in seen[::-1] if isinstance(one, LedgerRow)), None)
+        result.append((row, tuple(one for one in seen if isinstance(one, Path))))
+    return result
 
 
 def _places(task: TileTask) -> list[Path]:
@@ -92,9 +133,25 @@ def _look(task: TileTask, path: Path, overwrite: bool, listed: set[str]) -> Ledg
         ) from error  # fmt: skip
 
 
+def finished(task: TileTask) -> LedgerRow | None:
+    """The row of a sound store that another process has made since `look_around`.
+
+    Raises:
+        ConfigError: PG-O19, it made it with other settings.
+    """
+    if not os.path.lexists(task.store):
+        return None
+    try:
+        with PatchStore.open(task.store) as store:
+            store.verify()
+            return _compare(task, store, overwrite=False)
+    except StoreError:  # `look_around` found it and said that it may be replaced
+        return None
+
+
 def _compare(task: TileTask, store: PatchStore, overwrite: bool) -> LedgerRow | None:
     """The row of a sound store that stays; None when it is to be made anew."""
-    mine, theirs = _flat(task.settings), _flat(store.provenance.config)
+    mine, theirs = flat(task.settings), flat(store.provenance.config)
     key = next((k for k in [*mine, *theirs] if mine.get(k) != theirs.get(k)), None)
     if key is not None:
         why = f"the setting {key} was {theirs.get(key)!r} and is now {mine.get(key)!r}"
@@ -112,6 +169,8 @@ def _compare(task: TileTask, store: PatchStore, overwrite: bool) -> LedgerRow | 
         why = "it was made by another version of pathgen"
         if store.provenance.inputs != wanted.inputs:
             why = "the slide file is not the one it was made from"
+            if store.provenance.inputs.get("slide") == wanted.inputs["slide"]:
+                why = "its mask is not the one it was made with"
     if overwrite:
         return None
     raise ConfigError(
@@ -186,11 +245,12 @@ def _listed(out: Path) -> set[str]:
         return set()
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
+    result: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+            result |= flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
-    return flat
+            result[prefix + key] = value
+    return result

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pathgen.errors import ConfigError, PathgenError, SlideError
+
+if TYPE_CHECKING:
+    from pathgen.tiling.readers.remote import SlidePath
+    from pathgen.tiling.readers.tiles import TiledLevel
 
 PLAUSIBLE_MPP = (0.05, 10.0)
 #: x and y may differ by this much, relative; more is refused.
@@ -22,7 +26,8 @@ MAX_ANISOTROPY = 0.02
 class Scale:
     """Microns per level-0 pixel, and where that was found.
 
-    `source` is one of ``vendor``, ``dicom``, ``tiff`` (resolution tags), ``option``, ``csv``.
+    `source` is one of ``vendor``, ``dicom``, ``ome``, ``tiff`` (resolution tags), ``option``,
+    ``csv``.
     """
 
     x: float
@@ -59,7 +64,7 @@ class SlideReader(Protocol):
     """
 
     @property
-    def path(self) -> Path: ...
+    def path(self) -> SlidePath: ...
     @property
     def name(self) -> str: ...
     @property
@@ -96,6 +101,29 @@ class SlideReader(Protocol):
         """
         ...
 
+    def shrinks(self, level: int) -> tuple[int, ...]:
+        """By what `level` can be read smaller than it is; 1 is always among them."""
+        ...
+
+    def read_level(
+        self, level: int, box: tuple[int, int, int, int], shrink: int = 1
+    ) -> NDArray[np.uint8]:
+        """RGB of the pixels x0, y0, x1, y1 of `level`, all counted at 1 / `shrink` of its size.
+
+        Raises:
+            SlideError: PG-S04 when the pixels cannot be decoded.
+        """
+        ...
+
+    def look(
+        self, level: int, box: tuple[int, int, int, int], shrink: int = 1
+    ) -> NDArray[np.uint8]:
+        """As `read_level`, but damaged tiles may be white; `damage` says how many."""
+        ...
+
+    def damage(self, level: int) -> float: ...
+    def tiles(self, level: int) -> TiledLevel | None: ...
+    def tile_bytes(self, level: int, indices: Sequence[int]) -> list[bytes]: ...
     def close(self) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(self, *error: object) -> None: ...
@@ -105,7 +133,8 @@ def open_slide(path: str | Path, reader: str = "auto", *, mpp: float | None = No
     """Open a slide.
 
     Args:
-        path: a slide file, or a folder with the DICOM files of one slide.
+        path: a slide file, a folder with the DICOM files of one slide, an OME-Zarr folder, or
+            the URL of a TIFF-based slide.
         reader: ``auto``, or a name in `pathgen.tiling.readers.READERS`.
         mpp: microns per level-0 pixel; wins over what the file says, and is needed where it
             says nothing.
@@ -116,9 +145,10 @@ def open_slide(path: str | Path, reader: str = "auto", *, mpp: float | None = No
         ConfigError: no such reader, or an impossible `mpp`.
     """
     from pathgen.tiling.readers import open_with
+    from pathgen.tiling.readers.remote import slide_path
 
     override = None if mpp is None else Scale(mpp, mpp, "option")
-    return open_with(Path(path), reader, override)
+    return open_with(slide_path(path), reader, override)
 
 
 def checked_scale(found: Scale | None, override: Scale | None, name: str) -> Scale:
@@ -163,11 +193,12 @@ def slide_info(
         NoInputError, SlideError: as `open_slide`, when the file cannot be opened at all.
     """
     from pathgen.tiling.readers import open_with
-    from pathgen.tiling.readers.check import parts
+    from pathgen.tiling.readers.check import total_bytes
+    from pathgen.tiling.readers.remote import slide_path
 
-    path = Path(path)
+    place = slide_path(path)
     override = None if mpp is None else Scale(mpp, mpp, "option")
-    slide = open_with(path, reader, override)
+    slide = open_with(place, reader, override)
     with slide:
         header = slide.header
         scale = override or header.scale
@@ -187,12 +218,12 @@ def slide_info(
             "objective": header.objective,
             "bounds": dict(zip(("x", "y", "width", "height"), header.bounds, strict=True)),
             "associated": list(header.associated),
-            "bytes": sum(part.stat().st_size for part in parts(path)),
-            "problems": list(_problems(slide)),
+            "bytes": total_bytes(place),
+            "problems": list(slide_problems(slide)),
         }
 
 
-def _problems(slide: Any) -> Iterator[str]:
+def slide_problems(slide: Any) -> Iterator[str]:
     from pathgen.tiling.overview import (
         BAND_PIXELS,
         best_level,

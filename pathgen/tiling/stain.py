@@ -7,7 +7,9 @@ optical density to base 10, which is scikit-image's value times 6.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,8 @@ STAINED = {"hematoxylin": 0.10, "eosin": 0.10}
 #: Scores are measured at about this many microns per pixel: a nucleus is still a few pixels.
 SCORE_MPP = 2.0
 
+#: Patches that are worked on together: their densities stay in the processor's cache.
+_BATCH = 32
 _FROM_RGB = np.linalg.inv(STAINS).astype(np.float32)
 Color = tuple[int, int, int]
 WHITE: Color = (255, 255, 255)
@@ -31,8 +35,7 @@ def hed(images: NDArray[np.uint8], background: Color = WHITE) -> NDArray[np.floa
     `background` is the color of light that passed no stain. 0 counts as one millionth, as in
     scikit-image.
     """
-    through = np.clip(np.arange(256) / np.array(background)[:, None], 1e-6, 1)
-    density = -np.log10(through).astype(np.float32)[np.arange(3), images]
+    density = _densities(background)[np.arange(3), images]
     stains = density.reshape(-1, 3) @ _FROM_RGB
     return np.asarray(np.maximum(stains, 0).reshape(images.shape), np.float32)
 
@@ -52,24 +55,47 @@ def stain_scores(
         ``eosin_mean``: mean optical density. All (n,) float32.
     """
     images = np.asarray(images, np.uint8)
-    density = hed(_averaged(images, factor), background)[..., :2].reshape(len(images), -1, 2)
+    factor = max(1, min(factor, *images.shape[1:3]))
+    parts = [_scores(shrunk(images[start : start + _BATCH], factor), background)
+             for start in range(0, max(1, len(images)), _BATCH)]  # fmt: skip
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _scores(small: NDArray[np.uint8], background: Color) -> dict[str, NDArray[np.float32]]:
+    n, pixels = len(small), small.shape[1] * small.shape[2]
+    density = np.empty((3, n * pixels), np.float32)
+    for c, table in enumerate(_densities(background)):
+        np.take(table, small[..., c].ravel(), out=density[c], mode="clip")
+    amounts = _FROM_RGB.T[: len(STAINED)] @ density  # (stain, n * pixels)
+    np.maximum(amounts, 0, out=amounts)
     scores = {}
-    for i, (stain, least) in enumerate(STAINED.items()):
-        one = density[..., i]
-        scores[stain] = (one > least).mean(axis=1, dtype=np.float32)
-        scores[f"{stain}_mean"] = one.mean(axis=1, dtype=np.float32)
+    for (stain, least), amount in zip(STAINED.items(), amounts.reshape(-1, n, pixels), strict=True):
+        scores[stain] = (np.count_nonzero(amount > least, axis=1) / pixels).astype(np.float32)
+        scores[f"{stain}_mean"] = amount.mean(axis=1, dtype=np.float32)
     return scores
 
 
-def score_factor(mpp: float) -> int:
-    """By how much patches of `mpp` are averaged before they are scored, 1 to 8."""
-    return int(np.clip(round(SCORE_MPP / mpp), 1, 8))
+@lru_cache(maxsize=64)
+def _densities(background: Color) -> NDArray[np.float32]:
+    """Optical density of each value 0..255 of red, green and blue: (3, 256)."""
+    through = np.clip(np.arange(256) / np.array(background)[:, None], 1e-6, 1)
+    return np.asarray(-np.log10(through), np.float32)
 
 
-def _averaged(images: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
-    _, height, width, _ = images.shape
-    factor = max(1, min(factor, height, width))
-    if factor == 1 or not len(images):
+def halvings(factor: float, most: int) -> int:
+    """The power of two nearest to `factor`, 1 to `most`."""
+    return int(np.clip(2 ** round(math.log2(factor)), 1, most))
+
+
+def shrunk(images: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
+    """Means of `factor` x `factor` pixels of RGB patches (n, height, width, 3)."""
+    n, height, width, _ = images.shape
+    if factor == 1 or not n:
         return images
-    whole = (0, 0, width // factor * factor, height // factor * factor)
-    return np.stack([np.asarray(Image.fromarray(im).reduce(factor, whole)) for im in images])
+    across, down = width // factor, height // factor
+    box = (0, 0, across * factor, down * factor)
+    if height % factor:  # each patch for itself, without the rest
+        return np.stack([np.asarray(Image.fromarray(im).reduce(factor, box)) for im in images])
+    tall = Image.fromarray(images.reshape(n * height, width, 3))  # all at once
+    box = (0, 0, across * factor, n * height)
+    return np.asarray(tall.reduce(factor, box)).reshape(n, down, across, 3)

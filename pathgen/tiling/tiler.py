@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,38 +11,51 @@ from numpy.typing import NDArray
 from pathgen import commit
 from pathgen.errors import SlideError
 from pathgen.provenance import Provenance
-from pathgen.stores.codec import encode_patch
 from pathgen.stores.patches import PatchStore, SlideFacts
+from pathgen.tiling.cutting import Cutter, check_damage
 from pathgen.tiling.grid import spread
+from pathgen.tiling.inputs import SlideInput
+from pathgen.tiling.contours import tissue_path, write_tissue
 from pathgen.tiling.layout import Layout
 from pathgen.tiling.ledger import LedgerRow
+from pathgen.tiling.maskattr import mask_attribute
 from pathgen.tiling.overview import draw_thumbnail
-from pathgen.tiling.readers.check import parts
+from pathgen.tiling.preparation import prepare
+from pathgen.tiling.readers.check import stamp, without_suffix
 from pathgen.tiling.slide import SlideReader
-from pathgen.tiling.stain import score_factor, stain_scores
-from pathgen.tiling.task import TileConfig, TileTask
+from pathgen.tiling.task import TileTask
 
 
 def tile_slide(task: TileTask) -> LedgerRow:
-    """Find tissue, lay the grid, read, score, keep, store. Nothing is stored when `task.plan`.
+    """Find tissue, lay the grid, read, score, keep, store.
 
     Raises:
         NoInputError, SlideError: the slide cannot be tiled.
         StorageError: the output cannot be written.
     """
-    if task.slide.problem:
-        raise task.slide.problem
+    row = row_unopened(task)
+    if row is not None:
+        return row
     path = task.slide.path
-    if task.slide.same_as:
-        message = f"another file of the DICOM series {task.slide.same_as}"
-        return LedgerRow(task.slide.name, "empty", "same_slide", message, path.name, **task.known)
+    if task.slide.unmasked and task.config.masks.missing == "skip":
+        message = "left out, as masks were given and none for it"
+        return LedgerRow(task.slide.name, "empty", "no_mask", message, path.name, **task.known)
     provenance = task.provenance()
-    before = _stamp(path)
+    before = stamp(path)
     with task.open() as slide:
         layout = Layout.of(slide, task)
-        if task.plan:
-            return layout.row(task, slide, planned=True)
         return _store(task, slide, layout, provenance, before)
+
+
+def row_unopened(task: TileTask) -> LedgerRow | None:
+    """The row of a file that has no patches of its own; its problem, if it has one, is raised."""
+    if task.slide.problem:
+        raise task.slide.problem
+    if not task.slide.same_as:
+        return None
+    message = f"another file of the DICOM series {task.slide.same_as}"
+    name = task.slide.path.name
+    return LedgerRow(task.slide.name, "empty", "same_slide", message, name, **task.known)
 
 
 def _store(
@@ -55,59 +66,46 @@ def _store(
         "patch_size_level0": spread(plan), "read_level": plan.level, "mpp_error": plan.mpp_error,
         "level0_mpp": slide.mpp,
     }  # fmt: skip
-    facts = SlideFacts(
-        name=task.slide.name, identity=provenance.inputs["slide"], width=slide.size[0],
-        height=slide.size[1], bounds=slide.bounds, vendor=slide.vendor, objective=slide.objective,
-        mpp_x=slide.mpp_xy[0], mpp_y=slide.mpp_xy[1], mpp_source=slide.mpp_source,
-    )  # fmt: skip
+    facts = slide_facts(task.slide, slide, provenance.inputs["slide"])
     task.store.parent.mkdir(parents=True, exist_ok=True)
     kept: list[NDArray[np.int64]] = []
+    preparation = prepare(slide, layout, config)
+    cutter = Cutter(slide, layout, config, preparation if preparation.steps else None)
     with PatchStore.create(
         task.store, config.spec, provenance, codec=config.codec, slide=facts, geometry=geometry,
-        **task.known,
+        class_names=layout.class_names, **task.known,
     ) as writer:  # fmt: skip
-        for batch in _batches(slide, layout, config):
+        for batch in cutter.batches():
             kept.append(batch["coords"])
             writer.append(**batch)
-        if _stamp(task.slide.path) != before:
+        if stamp(task.slide.path) != before:
             raise SlideError(
                 "slide changed while it was read", code="PG-S12", where=slide.name,
                 hint="run the same command again when it is no longer written to",
             )  # fmt: skip
-        row = layout.row(task, slide, sum(map(len, kept)))
+        check_damage(slide, layout, cutter.tally, config)
+        row = layout.row(task, slide, cutter.tally, preparation.messages)
         writer.set_attr("ledger", _stored(row))
         writer.set_attr("background", layout.background)
+        for name, value in preparation.attrs.items():
+            writer.set_attr(name, value)
+        writer.set_attr("tissue_mask", mask_attribute(layout.mask))
         coords = np.concatenate([np.empty((0, 2), np.int64), *kept])
         _write_thumbnail(task, slide, layout, coords)
+    if config.write_tissue:
+        write_tissue(tissue_path(task.out, task.slide.name), layout.mask, facts)
     return row
 
 
-def _batches(slide: SlideReader, layout: Layout, config: TileConfig) -> Iterator[dict[str, Any]]:
-    """The kept patches with their columns, in grid order."""
-    plan, grid = layout.plan, layout.grid
-    factor, glass = score_factor(plan.mpp), layout.background
-    for pieces in grid.strips(plan):
-        rows: list[NDArray[np.int64]] = []
-        encoded: list[bytes] = []
-        scores: dict[str, list[NDArray[np.float32]]] = {}
-        for piece in pieces:
-            images = plan.read(slide, grid.coords[piece])
-            measured = stain_scores(images, factor, glass)
-            good = measured["hematoxylin"] >= config.min_hematoxylin
-            encoded += [encode_patch(im, config.codec, config.quality) for im in images[good]]
-            rows.append(piece[good])
-            for name, values in measured.items():
-                scores.setdefault(name, []).append(values[good])
-        at = np.concatenate(rows)
-        order = np.argsort(at)
-        if not len(at):
-            continue
-        at = at[order]
-        yield {
-            "image": [encoded[i] for i in order], "coords": grid.coords[at],
-            "grid": grid.cells[at], "tissue": layout.tissue[at],
-            **{name: np.concatenate(values)[order] for name, values in scores.items()},
-        }  # fmt: skip
+def slide_facts(found: SlideInput, slide: SlideReader, identity: str) -> SlideFacts:
+    """What a store keeps of an open slide."""
+    return SlideFacts(
+        name=found.name, identity=identity, width=slide.size[0], height=slide.size[1],
+        bounds=slide.bounds, vendor=slide.vendor, objective=slide.objective,
+        mpp_x=slide.mpp_xy[0], mpp_y=slide.mpp_xy[1], mpp_source=slide.mpp_source,
+        suffix=found.path.name.removeprefix(without_suffix(found.path.name)),
+        level_sizes=slide.level_sizes, downsamples=slide.downsamples,
+    )  # fmt: skip
 
 
 def _write_thumbnail(
@@ -115,16 +113,17 @@ def _write_thumbnail(
 ) -> None:
     task.thumbnail.parent.mkdir(parents=True, exist_ok=True)
     picture = draw_thumbnail(
-        slide, layout.overview, layout.mask, coords, layout.plan.side, task.config.thumbnail_px
-    )
+        slide, layout.overview, layout.mask, coords, layout.plan.side, task.config.thumbnail_px,
+        layout.drawn,
+    )  # fmt: skip
     with commit.draft(task.thumbnail) as draft:
         picture.save(draft, "JPEG", quality=85)
 
 
 def _stored(row: LedgerRow) -> dict[str, Any]:
     """What of a row a later run needs and could not know from the store's columns."""
-    names = ("state", "reason", "message", "candidates", "dropped_tissue", "dropped_stain", "ink",
-             "patches", "mpp", "mpp_source")  # fmt: skip
+    names = ("state", "reason", "message", "candidates", "dropped_tissue", "dropped_class", "dropped_stain",
+             "dropped_quality", "dropped_damaged", "ink", "patches", "mpp", "mpp_source")  # fmt: skip
     return {name: getattr(row, name) for name in names}
 
 
@@ -135,7 +134,3 @@ def row_of_store(task: TileTask, store: PatchStore) -> LedgerRow:
         thumbnail=task.paths[1], **task.known,
     )  # fmt: skip
     return replace(row, **store.attrs["ledger"])
-
-
-def _stamp(path: Path) -> list[tuple[int, int]]:
-    return [(stat.st_size, stat.st_mtime_ns) for stat in (part.stat() for part in parts(path))]

@@ -12,24 +12,32 @@ from pydantic import Field
 
 from pathgen.config import Config
 from pathgen.tiling.overview import Overview, check_brightfield, read_overview
+from pathgen.tiling.segment import disk, glass, large_pieces, segment
 from pathgen.tiling.slide import SlideReader
 
 
 class TissueConfig(Config):
     """How tissue is told from glass. Lengths are physical, so pyramids and scanners are alike."""
 
-    method: Literal["otsu"] = "otsu"
+    method: Literal["otsu", "saturation", "density", "entropy"] = "otsu"
+    """see `pathgen.tiling.segment`: color and density, color as CLAM, density, texture"""
     mpp: float = Field(default=8.0, gt=0, le=64)
     """microns per pixel of the mask"""
     min_area_mm2: float = Field(default=0.02, ge=0)
     """smaller pieces are dropped; a needle core is 10 mm by 0.5 mm"""
     close_um: float = Field(default=24.0, ge=0)
     """gaps up to this are bridged; holes stay"""
+    fill_holes_mm2: float = Field(default=0.0, ge=0)
+    """holes up to this area are filled; none by default"""
     density: tuple[float, float] = (0.03, 0.07)
     """the Otsu threshold on optical density stays within these, so bare glass holds nothing and a
     slide full of tissue keeps its pale parts"""
     chroma: tuple[float, float] = (0.025, 0.05)
     """the same for the distance from gray, 0..1"""
+    least_density: float = Field(default=0.05, gt=0, le=1)
+    """of `density`: mean optical density of red, green and blue above which there is tissue"""
+    entropy: tuple[float, float] = (1.2, 2.0)
+    """of `entropy`: limits of the Otsu threshold, in bits"""
     drop_ink: bool = True
     """leave out black, blue and green felt pen; red pen has the colors of blood and stays"""
 
@@ -53,7 +61,7 @@ class TissueMask:
         return np.pad(sums, ((1, 0), (1, 0)))
 
     def fraction(
-        self, coords: NDArray[np.integer], side: float | tuple[float, float]
+        self, coords: NDArray[np.integer] | NDArray[np.floating], side: float | tuple[float, float]
     ) -> NDArray[np.float32]:
         """Share of tissue in squares at level-0 `coords` (n, 2), `side` level-0 pixels: (n,) 0..1.
 
@@ -105,72 +113,18 @@ def mask_overview(slide: SlideReader, config: TissueConfig) -> Overview:
 def mask_of(overview: Overview, mpp_xy: tuple[float, float], config: TissueConfig) -> TissueMask:
     """The mask of an overview whose slide has `mpp_xy` microns per level-0 pixel."""
     mpp = overview.scale[0] * mpp_xy[0]
-    found, ink = _METHODS[config.method](overview.pixels, mpp, config)
+    found, ink = segment(overview.pixels, mpp, config)
     share = float((found & ink).sum() / max(found.sum(), 1))
     pixels = _cleaned(found & ~ink, mpp, config)
     return TissueMask(pixels, mpp, overview.origin, overview.scale, share)
 
 
-def _otsu(
-    pixels: NDArray[np.uint8], mpp: float, config: TissueConfig
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Absorbs light and has color, or absorbs much; and what of it is pen."""
-    from scipy.ndimage import uniform_filter
-
-    light = pixels.astype(np.float32)
-    black = light.max(axis=2) < 20  # fill of scanners: no light, no tissue
-    through = np.clip(uniform_filter(light, (3, 3, 0)) / _glass(light), 1 / 255, 1)
-    densities = -np.log10(through)
-    density = densities.max(axis=2)
-    chroma = 1 - through.min(axis=2) / through.max(axis=2)
-    dense = density > _threshold(density[~black], config.density)
-    colored = chroma > _threshold(chroma[~black], config.chroma)
-    tissue = dense & (colored | (density > 0.4)) & ~black
-    ink = _ink(densities, mpp) if config.drop_ink else np.zeros_like(tissue)
-    return np.asarray(tissue, np.bool_), ink
-
-
-def _ink(density: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
-    """Felt pen, by its optical density (height, width, 3): gray and dark, or bluer than any stain.
-
-    No stain absorbs red much more than green, and none in use absorbs all colors alike.
-    """
-    from scipy.ndimage import binary_dilation
-
-    red, green, _ = np.moveaxis(density, 2, 0)
-    least, most = density.min(axis=2), density.max(axis=2)
-    gray = (least > 0.35) & (least > 0.85 * most)
-    blue = (red > 0.25) & (red > 1.25 * green)
-    strokes = _large(gray | blue, mpp, 0.05)  # pigment and dark nuclei are small
-    reach = round(48 / mpp)  # the pale rim of a stroke
-    if not reach or not strokes.any():
-        return strokes
-    return np.asarray(binary_dilation(strokes, _disk(reach)), np.bool_)
-
-
 def background(overview: NDArray[np.uint8]) -> tuple[int, int, int]:
     """Color of the empty glass, RGB; white where none is in sight."""
-    red, green, blue = (round(float(v)) for v in _glass(overview.astype(np.float32)))
+    red, green, blue = (round(float(v)) for v in glass(overview.astype(np.float32)))
     if green < 0.97 * min(red, blue):  # tissue to the edges: stains absorb green most, glass not
         return 255, 255, 255
     return red, green, blue
-
-
-def _glass(light: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Color of the empty glass (3,): the brightest common one, at least light gray."""
-    brightness = light.min(axis=2)
-    bright = light[brightness >= np.percentile(brightness, 95)]
-    return np.asarray(np.clip(np.median(bright, axis=0), 200, 255), np.float32)
-
-
-def _threshold(values: NDArray[np.float32], limits: tuple[float, float]) -> float:
-    from skimage.filters import threshold_otsu
-
-    values = np.clip(values, 0, 0.5)  # dark ink must not pull the threshold up
-    if values.size == 0 or values.min() == values.max():
-        return limits[1]
-    found = threshold_otsu(values, nbins=256)  # type: ignore[no-untyped-call]
-    return float(np.clip(found, *limits))
 
 
 def _cleaned(mask: NDArray[np.bool_], mpp: float, config: TissueConfig) -> NDArray[np.bool_]:
@@ -179,23 +133,18 @@ def _cleaned(mask: NDArray[np.bool_], mpp: float, config: TissueConfig) -> NDArr
     reach = round(config.close_um / mpp / 2)
     if reach:
         padded = np.pad(mask, reach)
-        mask = binary_closing(padded, _disk(reach))[reach:-reach, reach:-reach]
-    return _large(mask, mpp, config.min_area_mm2)
+        mask = binary_closing(padded, disk(reach))[reach:-reach, reach:-reach]
+    mask = large_pieces(mask, mpp, config.min_area_mm2)
+    return _filled(mask, mpp, config.fill_holes_mm2)
 
 
-def _large(mask: NDArray[np.bool_], mpp: float, least_mm2: float) -> NDArray[np.bool_]:
-    """The connected pieces of at least that area."""
+def _filled(mask: NDArray[np.bool_], mpp: float, most_mm2: float) -> NDArray[np.bool_]:
+    """With the holes up to that area; what is open to the edge is no hole."""
     from scipy.ndimage import label
 
-    pieces, _ = label(mask, np.ones((3, 3)))
-    big = np.bincount(pieces.ravel()) * (mpp / 1000) ** 2 >= least_mm2
-    big[0] = False
-    return np.asarray(big[pieces], np.bool_)
-
-
-def _disk(reach: int) -> NDArray[np.bool_]:
-    down, across = np.mgrid[-reach : reach + 1, -reach : reach + 1]
-    return np.asarray(np.hypot(down, across) <= reach + 0.5)
-
-
-_METHODS = {"otsu": _otsu}
+    if not most_mm2:
+        return mask
+    holes, _ = label(np.pad(~mask, 1, constant_values=True))
+    small = np.bincount(holes.ravel()) * (mpp / 1000) ** 2 <= most_mm2
+    small[[0, holes[0, 0]]] = False
+    return np.asarray(mask | small[holes[1:-1, 1:-1]])

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 import os
 from collections.abc import Iterator
+from io import RawIOBase
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from pathgen.errors import NoInputError, SlideError
 from pathgen.provenance import digest
-from pathgen.tiling.readers.tiff import beyond_offsets, read_directories
+from pathgen.tiling.readers.ngff import is_metadata, is_ome_zarr, read_multiscale, zarr_files
+from pathgen.tiling.readers.remote import RemotePath, SlidePath, open_remote, remote_facts
+from pathgen.tiling.readers.tiff import (
+    Directory,
+    beyond_offsets,
+    read_directories,
+    walk_directories,
+)
 
 MIB = 2**20
 
@@ -51,18 +58,21 @@ def without_suffix(name: str) -> str:
         if name.lower().endswith(double) and len(PurePosixPath(name).name) > len(double):
             return name[: -len(double)]
     suffix = PurePosixPath(name).suffix
-    known = suffix.lower() in SLIDE_SUFFIXES | IMAGE_SUFFIXES
+    known = suffix.lower() in SLIDE_SUFFIXES | IMAGE_SUFFIXES | {".zarr"}
     return name[: -len(suffix)] if known else name
 
 
-def check_slide(path: Path) -> str:
-    """The kind of file at `path`: ``"TIFF"``, ``"DICOM"``, ``"PNG"`` ...
+def check_slide(path: SlidePath) -> str:
+    """The kind of file at `path`: ``"TIFF"``, ``"DICOM"``, ``"OME-Zarr"``, ``"remote TIFF"`` ...
 
     Raises:
         NoInputError: PG-N01 nothing there.
         SlideError: PG-S01 empty, PG-S02 not a slide, PG-S03 truncated, PG-S05 or PG-S06 damaged,
-            PG-S10 a format this version does not read, PG-S11 a part is missing.
+            PG-S10 a format this version does not read, PG-S11 a part is missing, PG-N04 and
+            PG-N05 a remote slide cannot be reached.
     """
+    if isinstance(path, RemotePath):
+        return _check_remote(path)
     if not os.path.lexists(path):
         raise missing(path)
     if path.is_dir():
@@ -74,6 +84,25 @@ def check_slide(path: Path) -> str:
         raise unreadable(path, error) from error
     if path.suffix.lower() == ".mrxs":
         return _check_mrxs(path)
+    kind = _readable(path, head)
+    if kind == "TIFF" and not beyond_offsets(path):
+        _check_depth(path, read_directories(path))
+    return kind
+
+
+def _check_remote(path: RemotePath) -> str:
+    with open_remote(path) as file:
+        head = file.read(132)
+        kind = _readable(path, head)
+        if kind != "TIFF":
+            raise unsupported(path, f"a remote {kind}: only TIFF-based slides are read by URL")
+        if head[2:4] in (b"+\0", b"\0+") or file.size < 2**32:
+            _check_depth(path, walk_directories(file, path, file.size))
+    return "remote TIFF"
+
+
+def _readable(path: SlidePath, head: bytes) -> str:
+    """The kind of file by its first bytes, if any reader takes it."""
     if not head:
         raise SlideError(
             "empty file", code="PG-S01", where=path.name, why="it has 0 bytes", hint="copy it again"
@@ -81,8 +110,8 @@ def check_slide(path: Path) -> str:
     kind, readable = _kind(head)
     if not readable:
         raise _refuse(path, kind)
-    if kind == "TIFF":
-        _check_tiff(path)
+    if kind == "PNG" and head[24:25] == b"\x10":
+        raise unsupported(path, "a PNG of 16 bits per channel")
     return kind
 
 
@@ -100,7 +129,7 @@ def missing(path: Path) -> NoInputError:
     return NoInputError("no such file or folder", where=path, hint=hint)
 
 
-def unreadable(path: Path, error: OSError) -> SlideError:
+def unreadable(path: SlidePath, error: OSError) -> SlideError:
     """PG-N04: permissions, a broken link, a disk that fails."""
     return SlideError(
         "slide cannot be read", code="PG-N04", where=path.name,
@@ -108,24 +137,13 @@ def unreadable(path: Path, error: OSError) -> SlideError:
     )  # fmt: skip
 
 
-def unsupported(path: Path, what: str) -> SlideError:
+def unsupported(path: SlidePath, what: str) -> SlideError:
     """PG-S10: a format or flavor that this version does not read."""
     return SlideError(
         "format not supported by this version", code="PG-S10", where=path.name, why=f"it is {what}",
         hint="convert it to a tiled pyramidal TIFF, 8 bits RGB, e.g. with bioformats2raw and "
         "`raw2ometiff --rgb`, or with `vips tiffsave --tile --pyramid`",
     )  # fmt: skip
-
-
-def is_ome_zarr(path: Path) -> bool:
-    """Whether a folder is an OME-Zarr image."""
-    if path.name.lower().endswith(".ome.zarr"):
-        return True
-    for name in (".zattrs", "zarr.json"):
-        text = _small_text(path / name)
-        if text and '"multiscales"' in text:
-            return True
-    return False
 
 
 def dicom_files(folder: Path) -> list[Path]:
@@ -142,9 +160,9 @@ def truncated_dicom(text: str) -> bool:
 
 
 def parts(path: Path) -> Iterator[Path]:
-    """The files that hold a slide: itself, its DICOM folder, or an MRXS's or VMS's companions."""
+    """The files that hold a slide: itself, its folder's, or an MRXS's or VMS's companions."""
     if path.is_dir():
-        yield from (dicom_files(path) or sorted(p for p in path.rglob("*") if p.is_file()))
+        yield from (dicom_files(path) or zarr_files(path))
         return
     yield path
     suffix = path.suffix.lower()
@@ -152,6 +170,22 @@ def parts(path: Path) -> Iterator[Path]:
         yield from sorted(p for p in path.with_suffix("").iterdir() if p.is_file())
     elif suffix in (".vms", ".vmu"):
         yield from sorted(p for p in path.parent.glob("*.jpg"))
+
+
+def total_bytes(path: SlidePath) -> int:
+    """Of all files that hold a slide."""
+    if isinstance(path, RemotePath):
+        return remote_facts(path).size
+    return sum(part.stat().st_size for part in parts(path))
+
+
+def stamp(path: SlidePath) -> list[tuple[int, int | str]]:
+    """Size and time of change of each file of a slide: other ones after than before say that it
+    changed meanwhile."""
+    if isinstance(path, RemotePath):
+        facts = remote_facts(path)
+        return [(facts.size, facts.version)]
+    return [(stat.st_size, stat.st_mtime_ns) for stat in (part.stat() for part in parts(path))]
 
 
 def series_of(path: Path) -> str | None:
@@ -170,27 +204,52 @@ def series_of(path: Path) -> str | None:
     return head[at + 8 : at + 8 + length].decode("ascii", "replace").strip("\0 ")
 
 
-def slide_identity(path: Path) -> str:
+def slide_identity(path: SlidePath) -> str:
     """Digest of a slide's files: each one's size, first and last MiB. Reads little, misses little.
+
+    Of an OME-Zarr image: its metadata, the name and size of each chunk, and the content of a few.
 
     Raises:
         NoInputError, SlideError: as `check_slide`; PG-N04 when a file cannot be read.
     """
     try:
-        check_slide(path)
-        return digest([_mark(part) for part in parts(path)], 32)
+        kind = check_slide(path)
+        if isinstance(path, RemotePath):
+            with open_remote(path) as file:
+                return digest([_mark(file, file.size)], 32)
+        if kind == "OME-Zarr":
+            return digest(_zarr_marks(path), 32)
+        return digest([_file_mark(part) for part in parts(path)], 32)
     except OSError as error:
         raise unreadable(path, error) from error
 
 
-def _mark(part: Path) -> list[Any]:
-    size = part.stat().st_size
+def _file_mark(part: Path) -> list[Any]:
     with part.open("rb") as handle:
-        ends = hashlib.blake2b(handle.read(MIB), digest_size=16)
-        if size > MIB:
-            handle.seek(max(size - MIB, MIB))
-            ends.update(handle.read(MIB))
+        return _mark(handle, part.stat().st_size)
+
+
+def _mark(handle: BinaryIO | RawIOBase, size: int) -> list[Any]:
+    ends = hashlib.blake2b(handle.read(MIB) or b"", digest_size=16)
+    if size > MIB:
+        handle.seek(max(size - MIB, MIB))
+        ends.update(handle.read(MIB) or b"")
     return [size, ends.hexdigest()]
+
+
+#: Chunks of an OME-Zarr image that are looked into.
+_SAMPLE = 32
+
+
+def _zarr_marks(folder: Path) -> list[Any]:
+    files = list(zarr_files(folder))
+    chunks = [path for path in files if not is_metadata(path)]
+    looked = set(chunks[:: max(len(chunks) // _SAMPLE, 1)]) | set(files).difference(chunks)
+    return [
+        [path.relative_to(folder).as_posix(), *_file_mark(path)] if path in looked
+        else [path.relative_to(folder).as_posix(), path.stat().st_size]
+        for path in files
+    ]  # fmt: skip
 
 
 def _kind(head: bytes) -> tuple[str, bool]:
@@ -203,7 +262,7 @@ def _kind(head: bytes) -> tuple[str, bool]:
     return ("text" if text else "unknown"), False
 
 
-def _refuse(path: Path, kind: str) -> SlideError:
+def _refuse(path: SlidePath, kind: str) -> SlideError:
     named = UNSUPPORTED.get(path.suffix.lower())
     if kind in ("Philips iSyntax", "JPEG 2000 image") or named:
         return unsupported(path, named or kind)
@@ -214,10 +273,7 @@ def _refuse(path: Path, kind: str) -> SlideError:
     )  # fmt: skip
 
 
-def _check_tiff(path: Path) -> None:
-    if beyond_offsets(path):
-        return
-    pages = read_directories(path)
+def _check_depth(path: SlidePath, pages: list[Directory]) -> None:
     pyramid = [page for page in pages if page.tiled] or pages[:1]
     deepest = max(page.bits for page in pyramid)
     if deepest > 8:
@@ -236,17 +292,11 @@ def _check_mrxs(path: Path) -> str:
 
 def _check_folder(path: Path) -> str:
     if is_ome_zarr(path):
-        raise unsupported(path, "OME-Zarr")
+        read_multiscale(path)
+        return "OME-Zarr"
     if dicom_files(path):
         return "DICOM"
     raise SlideError(
         "not a slide", code="PG-S02", where=path.name, why="it is a folder",
         hint="give a slide file, or use `pathgen tile` for a folder of slides",
     )  # fmt: skip
-
-
-def _small_text(path: Path) -> str | None:
-    try:
-        return json.dumps(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return None

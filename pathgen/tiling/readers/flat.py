@@ -6,6 +6,7 @@ import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from pathgen.errors import SlideError
-from pathgen.tiling.readers.base import BaseReader
 from pathgen.tiling.readers.check import unsupported
+from pathgen.tiling.readers.levels import LevelReader
+from pathgen.tiling.readers.ometiff import ome_scale
 from pathgen.tiling.readers.openslide import tag_scale
-from pathgen.tiling.readers.tiff import check_size
+from pathgen.tiling.readers.tiff import check_size, read_directories
 from pathgen.tiling.slide import Header, Scale
 
 #: What Pillow raises on damaged files.
@@ -25,16 +27,27 @@ PILLOW_ERRORS = (
     struct.error, UnidentifiedImageError, Image.DecompressionBombError,
 )  # fmt: skip
 
+#: TIFF compressions that Pillow knows: none, fax, LZW, JPEG, Deflate, PackBits, LZMA, Zstandard.
+_COMPRESSIONS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000})
+_NAMED = {33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000", 34887: "LERC",
+          50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL"}  # fmt: skip
 _EIGHT_BIT = {"RGB", "RGBA", "L", "LA", "P", "PA", "CMYK", "YCbCr", "1"}
 
 
-class FlatReader(BaseReader):
+class FlatReader(LevelReader):
     """A plain 8-bit image as a slide of one level, decoded once and kept."""
 
     reader = "flat"
+    path: Path
     read_errors = PILLOW_ERRORS
 
     def _describe(self) -> Header:
+        with self.path.open("rb") as file:
+            tiff = file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+        number = read_directories(self.path)[0].compression if tiff else 1
+        if number not in _COMPRESSIONS:
+            name = _NAMED.get(number, f"method {number}")
+            raise unsupported(self.path, f"a TIFF without a pyramid, compressed by {name}")
         with self._image() as image:
             width, height = image.size
             check_size(self.path, width, height, self.path.stat().st_size)
@@ -73,19 +86,10 @@ class FlatReader(BaseReader):
                 return _Pixels(np.asarray(Image.alpha_composite(white, clear).convert("RGB")))
             return _Pixels(np.asarray(image.convert("RGB")))
 
-    def _read(
-        self, position: tuple[float, float], level: int, size: tuple[int, int]
-    ) -> NDArray[np.uint8]:
-        if level:
-            raise ValueError(f"level {level} of a plain image")
-        pixels = self.handle.array
-        (x, y), (width, height) = (round(v) for v in position), size
-        out = np.full((height, width, 3), 255, np.uint8)
-        x0, y0 = max(x, 0), max(y, 0)
-        x1, y1 = min(x + width, pixels.shape[1]), min(y + height, pixels.shape[0])
-        if x1 > x0 and y1 > y0:
-            out[y0 - y : y1 - y, x0 - x : x1 - x] = pixels[y0:y1, x0:x1]
-        return out
+    def _cut(self, level: int, box: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+        x0, y0, x1, y1 = box
+        pixels: NDArray[np.uint8] = self.handle.array
+        return pixels[y0:y1, x0:x1]
 
 
 class _Pixels:
@@ -100,6 +104,9 @@ def _scale(image: Image.Image) -> Scale | None:
     tags: Any = getattr(image, "tag_v2", None)
     if tags is None:
         return None
+    found = ome_scale(str(tags.get(270) or ""))
+    if found:
+        return found
     per_unit = {2: 25_400.0, 3: 10_000.0}.get(tags.get(296, 2))
     across, down = (float(tags.get(tag) or 0) for tag in (282, 283))
     if not (per_unit and across > 0 and down > 0):

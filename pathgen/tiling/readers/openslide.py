@@ -25,6 +25,7 @@ class OpenSlideReader(BaseReader):
     """Whatever OpenSlide opens: svs, tif, ndpi, mrxs, scn, bif, vms, svslide, czi, DICOM."""
 
     reader = "openslide"
+    path: Path
     read_errors = (OpenSlideError, OSError)
 
     def _open(self) -> openslide.OpenSlide:
@@ -48,7 +49,7 @@ class OpenSlideReader(BaseReader):
             files = [part.stat().st_size for part in parts(self.path)]
             # A slide of many files may be an empty canvas with little in it.
             check_size(self.path, width, height, max(sum(files), 2**20), capped=len(files) == 1)
-        bounds = [_number(properties, f"openslide.bounds-{k}") for k in ("x", "y", "width",
+        bounds = [number(properties, f"openslide.bounds-{k}") for k in ("x", "y", "width",
                   "height")]  # fmt: skip
         x, y, w, h = (
             (0, 0, width, height) if None in bounds else (int(v) for v in bounds if v is not None)
@@ -61,7 +62,7 @@ class OpenSlideReader(BaseReader):
             downsamples=tuple(handle.level_downsamples),
             bounds=(x, y, min(w, width - x), min(h, height - y)),
             scale=_scale(properties, vendor),
-            objective=_number(properties, openslide.PROPERTY_NAME_OBJECTIVE_POWER),
+            objective=number(properties, openslide.PROPERTY_NAME_OBJECTIVE_POWER),
             associated=tuple(sorted(handle.associated_images)),
         )
 
@@ -83,8 +84,14 @@ def on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _scale(properties: Mapping[str, str], vendor: str) -> Scale | None:
-    x = _number(properties, openslide.PROPERTY_NAME_MPP_X)
-    y = _number(properties, openslide.PROPERTY_NAME_MPP_Y)
+    if vendor == "generic-tiff":
+        from pathgen.tiling.readers.ometiff import ome_scale
+
+        found = ome_scale(properties.get("tiff.ImageDescription", ""))
+        if found:
+            return found
+    x = number(properties, openslide.PROPERTY_NAME_MPP_X)
+    y = number(properties, openslide.PROPERTY_NAME_MPP_Y)
     if x is not None or y is not None:
         # A generic TIFF's mpp is OpenSlide's reading of the resolution tags.
         source = {"generic-tiff": "tiff", "dicom": "dicom"}.get(vendor, "vendor")
@@ -94,8 +101,8 @@ def _scale(properties: Mapping[str, str], vendor: str) -> Scale | None:
     per_unit = {"inch": 25_400.0, "centimeter": 10_000.0}.get(
         properties.get("tiff.ResolutionUnit", "")
     )
-    across = _number(properties, "tiff.XResolution")
-    down = _number(properties, "tiff.YResolution")
+    across = number(properties, "tiff.XResolution")
+    down = number(properties, "tiff.YResolution")
     if not (per_unit and across and down):
         return None
     return tag_scale(per_unit / across, per_unit / down)
@@ -106,7 +113,8 @@ def tag_scale(x: float, y: float) -> Scale | None:
     return Scale(x, y, "tiff") if min(x, y) >= 0.05 and max(x, y) <= 20 else None
 
 
-def _number(properties: Mapping[str, Any], key: str) -> float | None:
+def number(properties: Mapping[str, Any], key: str) -> float | None:
+    """A property as a number; nan where it is none."""
     text = properties.get(key)
     if text is None:
         return None
@@ -130,6 +138,8 @@ def _explain(path: Path, error: OpenSlideError) -> SlideError:
             "DICOM slide cannot be used", code="PG-S11", where=path.name, why=text,
             hint="give the instance of ImageType VOLUME with its whole series in one folder",
         )  # fmt: skip
+    if "Unsupported TIFF compression" in text:
+        return unsupported(path, f"a TIFF whose compression ({text.split()[-1]}) is not known here")
     return SlideError(
         "slide cannot be opened", code="PG-S02", where=path.name, why=f"OpenSlide says: {text}",
         hint="check how the file was made or downloaded",

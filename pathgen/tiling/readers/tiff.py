@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
+from io import RawIOBase
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from pathgen.errors import SlideError
+from pathgen.tiling.readers.remote import SlidePath
 
 MAX_DIRECTORIES = 4096
 MAX_TAGS = 4096
 MAX_SIDE = 2**20
 MAX_PIXELS = 40_000_000_000
 MAX_PIXELS_PER_BYTE = 20_000
+MAX_TILE_PIXELS = 2**26
 
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4,
           16: 8, 17: 8, 18: 8}  # fmt: skip
@@ -41,6 +44,8 @@ class Directory:
     resolution: tuple[float, float] | None = None
     """pixels per centimeter, x and y; None where the file gives no unit"""
     children: tuple[int, ...] = field(default=(), repr=False)
+    compression: int = 1
+    """value of the Compression tag; 1 = none"""
 
 
 def read_directories(path: Path) -> list[Directory]:
@@ -49,10 +54,13 @@ def read_directories(path: Path) -> list[Directory]:
     Raises:
         SlideError: PG-S03 truncated, PG-S05 damaged directory, PG-S06 implausible size.
     """
-    length = path.stat().st_size
     with path.open("rb") as handle:
-        walk = _Walk(handle, path, length)
-        directories = walk.all()
+        return walk_directories(handle, path, path.stat().st_size)
+
+
+def walk_directories(handle: BinaryIO | RawIOBase, path: SlidePath, length: int) -> list[Directory]:
+    """As `read_directories`, of an open file of `length` bytes."""
+    directories = _Walk(handle, path, length).all()
     for page in directories:
         if page.last_byte > length:
             raise truncated(path, length, page.last_byte)
@@ -60,7 +68,7 @@ def read_directories(path: Path) -> list[Directory]:
     return directories
 
 
-def truncated(path: Path, length: int, needed: int) -> SlideError:
+def truncated(path: SlidePath, length: int, needed: int) -> SlideError:
     """PG-S03: how much of the file is there."""
     return SlideError(
         "slide truncated", code="PG-S03", where=path.name,
@@ -82,7 +90,9 @@ def beyond_offsets(path: Path) -> bool:
         return handle.read(4) == b"II*\0" or path.suffix.lower() == ".ndpi"
 
 
-def check_size(path: Path, width: int, height: int, length: int, *, capped: bool = True) -> None:
+def check_size(
+    path: SlidePath, width: int, height: int, length: int, *, capped: bool = True
+) -> None:
     """PG-S06 when the declared pixels cannot be in `length` bytes; `capped`: nor in any slide."""
     most = MAX_PIXELS_PER_BYTE * max(length, 1)
     if capped:
@@ -95,7 +105,7 @@ def check_size(path: Path, width: int, height: int, length: int, *, capped: bool
         )  # fmt: skip
 
 
-def damaged(path: Path, why: str) -> SlideError:
+def damaged(path: SlidePath, why: str) -> SlideError:
     """PG-S05: the directory makes no sense."""
     return SlideError(
         "TIFF directory is damaged", code="PG-S05", where=path.name, why=why,
@@ -104,7 +114,7 @@ def damaged(path: Path, why: str) -> SlideError:
 
 
 class _Walk:
-    def __init__(self, handle: BinaryIO, path: Path, length: int) -> None:
+    def __init__(self, handle: BinaryIO | RawIOBase, path: SlidePath, length: int) -> None:
         self.handle, self.path, self.length = handle, path, length
         head = self._bytes(0, 8)
         self.order = "<" if head[:2] == b"II" else ">"
@@ -159,6 +169,8 @@ class _Walk:
         tiled = 324 in tags
         offsets = self._many(tags, 324 if tiled else 273)
         counts = self._many(tags, 325 if tiled else 279)
+        if tiled:
+            self._check_tiles(tags, width, height, len(offsets))
         last = 0
         n = min(len(offsets), len(counts))
         if n:
@@ -167,7 +179,25 @@ class _Walk:
         return Directory(
             width, height, self._one(tags, 258, 1), samples, tiled, last,
             self._resolution(tags), tuple(int(v) for v in self._many(tags, 330)[:MAX_TAGS]),
+            self._one(tags, 259, 1),
         )  # fmt: skip
+
+    def _check_tiles(
+        self, tags: dict[int, tuple[int, int, bytes]], width: int, height: int, found: int
+    ) -> None:
+        """A decoder makes room for a whole tile before it reads one; OpenSlide dies of it."""
+        across, down = self._one(tags, 322, 0), self._one(tags, 323, 0)
+        if not across or not down:
+            raise damaged(self.path, f"tiles of {across} x {down}")
+        if across * down > MAX_TILE_PIXELS:
+            raise SlideError(
+                "declared size is implausible", code="PG-S06", where=self.path.name,
+                why=f"tiles of {across:,} x {down:,} pixels",
+                hint="the file is damaged or forged; get a fresh copy",
+            )  # fmt: skip
+        needed = -(-width // across) * -(-height // down)
+        if found < needed:
+            raise damaged(self.path, f"places of {found:,} tiles where there are {needed:,}")
 
     def _resolution(self, tags: dict[int, tuple[int, int, bytes]]) -> tuple[float, float] | None:
         per_unit = {2: 2.54, 3: 1.0}.get(self._one(tags, 296, 2))
@@ -203,4 +233,4 @@ class _Walk:
         if offset + size > self.length:
             raise truncated(self.path, self.length, offset + size)
         self.handle.seek(offset)
-        return self.handle.read(size)
+        return self.handle.read(size) or b""
