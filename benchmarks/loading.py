@@ -1,25 +1,39 @@
 """How fast training reads patches at random, beside decoding alone: ratios in one run.
 
     python benchmarks/loading.py --stores 600 --patches 64
+    python benchmarks/loading.py --stores 1 --patches 100000 --passes 10
 
 Makes stores of JPEG patches of 256 px, then draws batches of 64 from all of them, the way
 training does: `PatchDataset.images` (find, read, check, decode) against the decoder on the same
-bytes in memory. 1.0 would mean that reading costs nothing. The first pass opens every file.
+bytes in memory. 1.0 would mean that reading costs nothing. The first pass opens every file. With
+one store a DataLoader draws from it too; `--passes` goes through all of it that often, and prints
+the memory of the process after each.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pathgen import PatchDataset
 from pathgen.data.sources import open_sources
 from pathgen.provenance import Provenance
-from pathgen.stores import PatchSpec, PatchStore, SlideFacts, encode_patch
+from pathgen.stores import (
+    PatchSpec,
+    PatchStore,
+    SlideFacts,
+    encode_patch,
+    find_stores,
+    open_store,
+)
 from pathgen.stores.codec import decode_patches
 from pathgen.stores.patches import MEASURES
 
@@ -27,10 +41,11 @@ SIZE, BATCH = 256, 64
 
 
 def patches(count: int) -> list[bytes]:
-    """JPEG files of smooth noise, about as large as those of tissue."""
+    """JPEG files of smooth noise, about as large as those of tissue; a few hundred, repeated."""
     rng = np.random.default_rng(0)
-    coarse = rng.integers(60, 255, (count, SIZE // 4, SIZE // 4, 3), dtype=np.uint8)
-    return [encode_patch(image.repeat(4, 0).repeat(4, 1), "jpeg") for image in coarse]
+    coarse = rng.integers(60, 255, (min(count, 512), SIZE // 4, SIZE // 4, 3), dtype=np.uint8)
+    made = [encode_patch(image.repeat(4, 0).repeat(4, 1), "jpeg") for image in coarse]
+    return [made[i % len(made)] for i in range(count)]
 
 
 def write_stores(folder: Path, stores: int, encoded: list[bytes]) -> None:
@@ -56,46 +71,82 @@ def write_stores(folder: Path, stores: int, encoded: list[bytes]) -> None:
             )
 
 
-def rate(work: object, batches: int) -> float:
-    start = time.perf_counter()
+def rates(work: dict[str, Callable[[], object]], batches: int) -> dict[str, float]:
+    """Patches/s of each, by the median batch; they take turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(batches):
-        work()  # type: ignore[operator]
-    return batches * BATCH / (time.perf_counter() - start)
+        for name, one in work.items():
+            start = time.perf_counter()
+            one()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: BATCH / statistics.median(times) for name, times in seconds.items()}
+
+
+class Batches(torch.utils.data.Dataset[Tensor]):
+    """Whole batches as the items of a DataLoader, as training reads them."""
+
+    def __init__(self, patches: PatchDataset) -> None:
+        self.patches = patches
+
+    def __getitem__(self, rows: list[int]) -> list[Tensor]:
+        return [torch.from_numpy(image) for image in self.patches.images(rows)]
+
+
+def loader(dataset: PatchDataset) -> Iterator[object]:
+    """Shuffled batches without end, loaded in this process."""
+    while True:
+        order = torch.utils.data.RandomSampler(dataset)
+        batches = torch.utils.data.BatchSampler(order, BATCH, drop_last=True)
+        yield from torch.utils.data.DataLoader(Batches(dataset), sampler=batches, batch_size=None)
+
+
+def megabytes() -> float:
+    """Memory of this process that no file backs."""
+    text = Path("/proc/self/status").read_text()
+    return int(text.split("RssAnon:")[1].split()[0]) / 1024
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stores", type=int, default=600)
     parser.add_argument("--patches", type=int, default=64)
-    parser.add_argument("--batches", type=int, default=40)
+    parser.add_argument("--batches", type=int, default=60)
+    parser.add_argument("--passes", type=int, default=0)
     arguments = parser.parse_args()
     rng = np.random.default_rng(1)
     with tempfile.TemporaryDirectory() as folder:
         encoded = patches(arguments.patches)
         write_stores(Path(folder), arguments.stores, encoded)
-        start = time.perf_counter()
-        sources = open_sources([folder])
-        opening = (time.perf_counter() - start) / len(sources)
-        dataset = PatchDataset(sources)
-
-        def decode() -> None:
-            decode_patches([encoded[i] for i in rng.integers(0, len(encoded), BATCH)], SIZE)
-
-        def read() -> None:
-            dataset.images(rng.integers(0, len(dataset), BATCH))
-
-        one = PatchDataset(sources[:1])
-        alone = rate(decode, arguments.batches)
-        rows = [("decoding alone", alone)]
-        rows.append(("one store", rate(lambda: one.images(rng.integers(0, len(one), BATCH)), 40)))
-        rows += [(f"all stores, pass {i}", rate(read, arguments.batches)) for i in (1, 2, 3)]
+        openings = []
+        for path in find_stores(folder):
+            start = time.perf_counter()
+            open_store(path)
+            openings.append(time.perf_counter() - start)
+        dataset = PatchDataset(open_sources([folder]))
+        work: dict[str, Callable[[], object]] = {
+            "decoding alone": lambda: decode_patches(
+                [encoded[i] for i in rng.integers(0, len(encoded), BATCH)], SIZE
+            ),
+            "all stores": lambda: dataset.images(rng.integers(0, len(dataset), BATCH)),
+        }
+        if arguments.stores == 1:
+            drawn = loader(dataset)
+            work["a DataLoader on it"] = lambda: next(drawn)
+        first = rates(work, arguments.batches)
+        second = rates(work, arguments.batches)
+        print(f"{arguments.stores} stores of {arguments.patches} patches")
+        print(f"opening one: {statistics.median(openings) * 1e3:.1f} ms\n")
+        print(
+            "| batches of 64 from | patches/s at first | later | of decoding |\n|---|---|---|---|"
+        )
+        for name, speed in second.items():
+            share = speed / second["decoding alone"]
+            print(f"| {name} | {first[name]:.0f} | {speed:.0f} | {share:.2f} |")
+        for number in range(1, arguments.passes + 1):
+            for rows in np.array_split(rng.permutation(len(dataset)), len(dataset) // BATCH):
+                dataset.images(rows)
+            print(f"pass {number}: {megabytes():.0f} MB", flush=True)
         dataset.close()
-    print(
-        f"{arguments.stores} stores of {arguments.patches}; opening one: {opening * 1e3:.1f} ms\n"
-    )
-    print("| batches of 64 from | patches/s | of decoding |\n|---|---|---|")
-    for name, speed in rows:
-        print(f"| {name} | {speed:.0f} | {speed / alone:.2f} |")
 
 
 if __name__ == "__main__":

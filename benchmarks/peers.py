@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import statistics
 import subprocess
 import tarfile
@@ -73,6 +74,9 @@ class Job:
 @dataclass(frozen=True)
 class Run:
     seconds: float
+    """by the clock, start-up included"""
+    cpu: float
+    """seconds of all cores, which other work on the machine changes less"""
     patches: int
 
 
@@ -173,14 +177,20 @@ def run(name: str, job: Job, python: str) -> Run:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         command = peer.command(job, python, out)
-        start = time.perf_counter()
+        start, before = time.perf_counter(), _cpu()
         done = subprocess.run(command, cwd=out, capture_output=True, text=True, timeout=LIMIT)
-        seconds = time.perf_counter() - start
+        seconds, cpu = time.perf_counter() - start, _cpu() - before
         patches = 0 if done.returncode else peer.count(out)
         if not patches:
             words = (done.stderr or done.stdout).strip().splitlines() or ["no patches"]
             raise ValueError(f"{name}: exit status {done.returncode}: {words[-1]}")
-        return Run(seconds, patches)
+        return Run(seconds, cpu, patches)
+
+
+def _cpu() -> float:
+    """Of the child processes that have ended, and of theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _fails(python: str, code: str) -> bool:
@@ -201,22 +211,23 @@ def main() -> None:
     for name, module in lacking.items():
         if module:
             print(f"{name}: left out, no module {module} in {python}")
-    print("| slide | tool | patches | seconds, median (each run) | patches/s |")
-    print("|---|---|---|---|---|")
+    print("| slide | tool | patches | seconds, median (each run) | CPU seconds | patches/s |")
+    print("|---|---|---|---|---|---|")
     for slide in arguments.slides:
         job = Job(slide, arguments.mpp, arguments.patch_size)
         for name in [each for each in arguments.peers if not lacking[each]]:
             try:
                 runs = [run(name, job, python) for _ in range(arguments.repeat)]
             except (ValueError, subprocess.TimeoutExpired) as error:
-                print(f"| {slide.name} | {name} | failed: {error} | | |", flush=True)
+                print(f"| {slide.name} | {name} | failed: {error} | | | |", flush=True)
                 continue
             middle = statistics.median(each.seconds for each in runs)
+            cpu = statistics.median(each.cpu for each in runs)
             times = ", ".join(f"{each.seconds:.1f}" for each in runs)
             patches = runs[0].patches
             print(
                 f"| {slide.name} | {name} | {patches} | {middle:.1f} ({times}) "
-                f"| {patches / middle:.0f} |",
+                f"| {cpu:.1f} | {patches / middle:.0f} |",
                 flush=True,
             )
 

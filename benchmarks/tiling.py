@@ -1,75 +1,228 @@
-"""How fast slides become stores, beside plain OpenSlide: a ratio, measured in one run.
+"""How fast slides become stores, beside other tools and beside the JPEG decoder itself.
 
-    python benchmarks/tiling.py SLIDE... --mpp 0.5 --patch-size 256 --repeat 3
+    python benchmarks/tiling.py --peer-python PEERS/bin/python --repeat 5
+    python benchmarks/tiling.py --slide SLIDE.svs --mpp 0.25
 
-For each slide, by turns and in one process: `pathgen.tile` (read, score, filter, encode, seal,
-verify) and what a script does by hand (read_region of the same patches, nothing else). The ratio
-is hand over pathgen, of the medians: above 1 pathgen is faster. Prints a Markdown table.
+Builds a slide of its own (benchmarks/bigslide.py) unless one is given. Every program runs as a
+whole, start-up included: `pathgen tile` here, the others in the Python of `--peer-python` (see
+benchmarks/peers.py). They take turns, so that a slow minute of the machine is shared by all. The
+decoder's time is that of libjpeg-turbo decoding the tiles of the kept patches, and nothing else,
+in one thread. Prints Markdown tables: speeds with ratios, workers, and where the time goes.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
-import openslide
-from PIL import Image
+import simplejpeg
+from bigslide import build
+from peers import PEERS, Job, missing, run
 
 import pathgen
 from pathgen.tiling import TileConfig
+from pathgen.tiling.readers import open_with
+
+PEER_ROWS = ("plain", "plain, tiffslide", "plain, fastslide", "hs2p", "hs2p, cucim", "wsi-patching")
+COPIES = 4  # slides that two workers share
 
 
-def by_pathgen(slide: Path, config: TileConfig) -> tuple[float, np.ndarray, dict[str, float]]:
-    """Seconds, level-0 positions kept, and the geometry of the patches."""
+def by_pathgen(slides: Path, job: Job, workers: int, *options: str) -> tuple[float, int]:
+    """Seconds of the whole command, and the patches it stored."""
     with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable, "-m", "pathgen", "tile", str(slides), "-o", folder, "--mpp",
+            str(job.mpp), "--patch-size", str(job.patch_size), "--workers", str(workers), "-q",
+            *options,
+        ]  # fmt: skip
         start = time.perf_counter()
-        report = pathgen.tile(slide, folder, config, workers=0)
-        if not report.done:
-            raise SystemExit(f"{slide.name}: {report.rows[0].reason}. {report.rows[0].message}")
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - start
+        stores = [pathgen.open_store(path) for path in sorted(Path(folder).glob("*.h5"))]
+        return seconds, sum(map(len, stores))
+
+
+def by_the_decoder(job: Job) -> tuple[float, int]:
+    """Seconds that libjpeg-turbo needs for the tiles of the kept patches, in one thread."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = TileConfig(mpp=job.mpp, patch_size=job.patch_size)
+        report = pathgen.tile(job.slide, folder, config, workers=0)
         with pathgen.open_store(report.stores[0]) as store:
-            return seconds, store.coords(), dict(store.attrs)
-
-
-def by_hand(slide: Path, coords: np.ndarray, facts: dict[str, float]) -> float:
-    """Seconds to read the same patches with OpenSlide and Pillow, one after the other."""
-    side, level = int(facts["patch_size"]), int(facts["read_level"])
+            files = store.encoded()
     start = time.perf_counter()
-    with openslide.OpenSlide(slide) as raw:
-        size = round(facts["patch_size_level0"] / raw.level_downsamples[level])
-        for x, y in coords:
-            region = raw.read_region((int(x), int(y)), level, (size, size)).convert("RGB")
-            if size != side:
-                region = region.resize((side, side), Image.Resampling.BOX)
-            np.asarray(region)
-    return time.perf_counter() - start
+    for data in files:
+        simplejpeg.decode_jpeg(data, "RGB")
+    return time.perf_counter() - start, len(files)
+
+
+def in_turns(
+    programs: dict[str, Callable[[], tuple[float, int]]], repeat: int
+) -> dict[str, tuple[float, int, str]]:
+    """Median seconds, patches, and all seconds as text, of each program."""
+    found: dict[str, list[tuple[float, int]]] = {name: [] for name in programs}
+    for _ in range(repeat):
+        for name, program in programs.items():
+            try:
+                found[name].append(program())
+            except (ValueError, subprocess.SubprocessError) as error:
+                print(f"{name}: {error}", file=sys.stderr)
+    return {
+        name: (
+            statistics.median(seconds for seconds, _ in runs), runs[-1][1],
+            ", ".join(f"{seconds:.1f}" for seconds, _ in runs),
+        )
+        for name, runs in found.items() if runs
+    }  # fmt: skip
+
+
+def speeds(job: Job, peers: list[str], python: str | None, repeat: int) -> None:
+    programs: dict[str, Callable[[], tuple[float, int]]] = {
+        "pathgen": lambda: by_pathgen(job.slide, job, 0),
+        "pathgen, re-encoding": lambda: by_pathgen(job.slide, job, 0, "--set", "copy_tiles=false"),
+        "pathgen, by OpenSlide": lambda: by_pathgen(job.slide, job, 0, "--reader", "openslide"),
+        "libjpeg-turbo alone": lambda: by_the_decoder(job),
+    }  # fmt: skip
+    for name in peers if python else ():
+        lack = missing(name, str(python))
+        if lack:
+            print(f"{name}: left out, no module {lack}\n")
+            continue
+
+        def peer(name: str = name) -> tuple[float, int]:
+            done = run(name, job, str(python))
+            return done.seconds, done.patches
+
+        programs[name] = peer
+    rows = in_turns(programs, repeat)
+    own = rows["pathgen"][1] / rows["pathgen"][0]
+    print("| program | patches | seconds, median (each) | patches/s | pathgen is faster by |")
+    print("|---|---|---|---|---|")
+    for name, (seconds, patches, each) in rows.items():
+        rate = patches / seconds
+        print(f"| {name} | {patches} | {seconds:.2f} ({each}) | {rate:.0f} | {own / rate:.2f} |")
+    print()
+
+
+def workers(job: Job, repeat: int) -> None:
+    """One worker and two on copies of the slide."""
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(COPIES):
+            shutil.copyfile(job.slide, Path(folder) / f"{i}{job.slide.suffix}")
+        programs = {
+            f"{count} worker{'s' if count > 1 else ''}": (
+                lambda count=count: by_pathgen(Path(folder), job, count)
+            )
+            for count in (1, 2)
+        }
+        rows = in_turns(programs, repeat)  # type: ignore[arg-type]
+    one = rows["1 worker"][0]
+    print(f"| {COPIES} slides | seconds, median (each) | faster by |\n|---|---|---|")
+    for name, (seconds, _, each) in rows.items():
+        print(f"| {name} | {seconds:.2f} ({each}) | {one / seconds:.2f} |")
+    print()
+
+
+@contextmanager
+def clocks() -> Iterator[dict[str, float]]:
+    """Seconds spent in each part of tiling, while the block runs; parts do not overlap."""
+    from pathgen.stores import writing
+    from pathgen.tiling import cutting, layout, tiler
+    from pathgen.tiling.readers import tiles
+
+    places = {
+        "reading": [(tiles.TiledLevel, "fetch")],
+        "decoding": [(tiles.JpegCodec, "pixels")],
+        "finding tissue": [(layout, "_mask")],
+        "scoring": [(cutting, "stain_scores"), (cutting, "quality_scores")],
+        "encoding": [(cutting, "encode_patch")],
+        "writing": [(writing.SealedWriter, "append"), (writing.SealedWriter, "_complete")],
+        "thumbnail": [(tiler, "_write_thumbnail")],
+    }
+    spent = dict.fromkeys(places, 0.0)
+    running: list[float] = []
+
+    def timed(part: str, function: Callable[..., object]) -> Callable[..., object]:
+        def inner(*given: object, **named: object) -> object:
+            start = time.perf_counter()
+            running.append(0.0)
+            try:
+                return function(*given, **named)
+            finally:
+                took = time.perf_counter() - start
+                spent[part] += took - running.pop()
+                if running:
+                    running[-1] += took
+
+        return inner
+
+    patches = [
+        mock.patch.object(owner, name, timed(part, getattr(owner, name)))
+        for part, found in places.items()
+        for owner, name in found
+    ]
+    for patch in patches:
+        patch.start()
+    try:
+        yield spent
+    finally:
+        for patch in patches:
+            patch.stop()
+
+
+def shares(job: Job) -> None:
+    """Where the time of one slide goes, in one process that has loaded everything."""
+    print("| part | copying tiles | re-encoding |\n|---|---|---|")
+    columns = []
+    for copy in (True, False):
+        config = TileConfig(mpp=job.mpp, patch_size=job.patch_size, copy_tiles=copy)
+        with tempfile.TemporaryDirectory() as folder, clocks() as spent:
+            start = time.perf_counter()
+            pathgen.tile(job.slide, folder, config, workers=0)
+            total = time.perf_counter() - start
+        columns.append({**spent, "the rest": total - sum(spent.values()), "seconds": total})
+    for part in columns[0]:
+        cells = [
+            f"{column[part]:.2f}"
+            if part == "seconds"
+            else f"{column[part] / column['seconds']:.0%}"
+            for column in columns
+        ]
+        print(f"| {part} | {' | '.join(cells)} |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("slides", type=Path, nargs="+")
-    parser.add_argument("--mpp", type=float, default=0.5)
+    parser.add_argument("--slide", type=Path, help="default: one is built")
+    parser.add_argument("--side", type=int, default=32768, help="of the slide that is built")
+    parser.add_argument("--mpp", type=float, default=0.25, help="of level 0, and of the patches")
     parser.add_argument("--patch-size", type=int, default=256)
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--peer-python", metavar="PATH")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEER_ROWS, metavar="NAME")
     arguments = parser.parse_args()
-    config = TileConfig(mpp=arguments.mpp, patch_size=arguments.patch_size)
-    print("| slide | patches | pathgen tile, patches/s | read_region alone, patches/s | ratio |")
-    print("|---|---|---|---|---|")
-    for slide in arguments.slides:
-        ours, theirs, kept = [], [], 0
-        for _ in range(arguments.repeat):
-            seconds, coords, facts = by_pathgen(slide, config)
-            ours.append(seconds)
-            theirs.append(by_hand(slide, coords, facts))
-            kept = len(coords)
-        one, other = statistics.median(ours), statistics.median(theirs)
-        print(
-            f"| {slide.name} | {kept} | {kept / one:.0f} | {kept / other:.0f} | {other / one:.2f} |"
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        slide = arguments.slide or build(Path(folder) / "slide.svs", arguments.side)
+        job = Job(slide, arguments.mpp, arguments.patch_size)
+        with open_with(slide, "auto", None) as opened:
+            width, height = opened.size
+            size = f"{width} x {height}"
+            print(f"{slide.name}: {size}, reader {opened.reader}; {os.cpu_count()} cores\n")
+        warm = np.fromfile(slide, np.uint8).sum()  # every program finds the file in memory
+        assert warm >= 0
+        speeds(job, list(arguments.peers), arguments.peer_python, arguments.repeat)
+        workers(job, arguments.repeat)
+        shares(job)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathgen.data.patches import PatchDataset
     from pathgen.errors import PathgenError
     from pathgen.evaluate.mil import train_mil
+    from pathgen.exchange import export_stores, import_files, verify
     from pathgen.extract import extract_features, load_encoder
     from pathgen.pretraining import pretrain
     from pathgen.stores import open_store
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 _HOME = {
     "PatchDataset": "pathgen.data.patches",
     "PathgenError": "pathgen.errors",
+    "export_stores": "pathgen.exchange",
     "extract_features": "pathgen.extract",
+    "import_files": "pathgen.exchange",
     "load_encoder": "pathgen.extract",
     "make_slides": "pathgen.synthetic",
     "open_slide": "pathgen.tiling",
@@ -32,6 +35,7 @@ _HOME = {
     "pretrain": "pathgen.pretraining",
     "tile": "pathgen.tiling",
     "train_mil": "pathgen.evaluate.mil",
+    "verify": "pathgen.exchange",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]

@@ -19,13 +19,13 @@ from pathgen import __version__
 #: Packages whose version can change a result; those not installed are left out.
 RELEVANT = (
     "numpy", "h5py", "zarr", "pillow", "openslide-python", "openslide-bin", "tifffile",
-    "simplejpeg", "scikit-image", "scikit-learn", "torch", "torchvision", "timm", "diffusers",
-    "accelerate", "safetensors",
+    "simplejpeg", "scikit-image", "scikit-learn", "torchstain", "torch", "torchvision", "timm",
+    "diffusers", "accelerate", "safetensors",
 )  # fmt: skip
 
 
 #: Raised when equal settings give another result than before; stages not named are at 1.
-REVISIONS: Mapping[str, int] = {}
+REVISIONS: Mapping[str, int] = {"tile": 2}
 
 
 class Provenance(BaseModel):

@@ -268,6 +268,16 @@ def test_workers_read_what_we_read(dataset: PatchDataset, method: str, workers: 
     assert [dataset.index_of(ref) for _, ref in items] == list(range(9))
 
 
+def test_a_batch_is_its_items(dataset: PatchDataset) -> None:
+    order = [8, 0, 0, -1, 5]
+    for (image, ref), index in zip(dataset.__getitems__(order), order, strict=True):
+        alone, its = dataset[index]
+        assert ref == its
+        assert torch.equal(image, alone)
+    doubled = PatchDataset(dataset.sources, lambda image, ref: (2 * image.int(), ref))
+    assert torch.equal(doubled.__getitems__([3])[0][0], 2 * dataset[3][0].int())
+
+
 def test_pickled_after_use(dataset: PatchDataset) -> None:
     expected = [int(dataset[i][0].sum()) for i in range(9)]
     copy = pickle.loads(pickle.dumps(dataset))  # noqa: S301 - our own bytes

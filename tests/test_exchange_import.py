@@ -12,7 +12,7 @@ from helpers_exchange import BLOCK, tree, vectors, write_features, write_patches
 from helpers_tiling import tissue_image, write_svs
 
 from pathgen.errors import DataError, NoInputError, StorageError
-from pathgen.exchange import ImportConfig, export_stores, import_files
+from pathgen.exchange import ImportConfig, export_stores, import_files, verify
 from pathgen.stores.features import FeatureStore
 from pathgen.stores.patches import PatchStore
 from pathgen.tiling import TileConfig, tile
@@ -154,6 +154,9 @@ def test_regions_are_cut_again_with_the_same_pixels_and_scores(
             tmp_path / form, tmp_path / f"in-{form}", form, slides=slides / "slides"
         )
         assert not report.failed
+        held = verify(tmp_path / form, slides=slides / "slides")
+        assert held.good
+        assert any("fits A.svs" in finding.what for finding in held.findings)
         for name in names:
             with (
                 PatchStore.open(slides / f"tiles/{name}.h5") as wanted,
@@ -207,6 +210,11 @@ def test_what_does_not_fit_the_slides_is_said(slides: Path, tmp_path: Path) -> N
         with h5py.File(tmp_path / f"patches/{name}.h5", "w") as file:
             file["coords"] = np.array([[0, 0], [last, 0]])
             file["coords"].attrs.update(attrs)
+    found = {f.path.stem: f for f in verify(tmp_path, "clam", slides=slides / "slides").findings
+             if f.state == "error"}  # fmt: skip
+    assert "but the slide has 3 levels" in found["A"].what
+    assert "outside of the slide" in found["B"].what
+    assert "no slide of this name" in found["C"].what
     report = import_files(tmp_path, tmp_path / "in", "clam", slides=slides / "slides")
     assert report.rows == 0
     assert "no such level" in report.failed["A"]

@@ -14,7 +14,9 @@ from helpers_exchange import BLOCK, write_features, write_patches
 
 from pathgen.exchange import export_stores, qupath, verify
 from pathgen.stores.patches import PatchStore
+from pathgen.tiling import TileConfig, open_slide, tile
 from pathgen.tiling.annotations import parse_geojson
+from pathgen.tiling.masks import read_regions
 from pathgen.tiling.outlines import Outlines, pixels
 from pathgen.tiling.tissue import TissueMask
 
@@ -133,6 +135,23 @@ def test_verification_names_what_qupath_would_refuse(
     assert said in finding.what
 
 
+@pytest.mark.data
+def test_a_bounded_slide_goes_out_and_comes_back(data: Path, tmp_path: Path) -> None:
+    """The SCN declares a canvas of 52,800 x 153,464 with a small scanned part."""
+    path = data / "slides/leica_colon.scn"
+    config = TileConfig(patch_size=512, mpp=1.0)
+    report = tile([path], tmp_path / "tiles", config, workers=0)
+    export_stores(report.stores, tmp_path / "out", "qupath")
+    with open_slide(path) as slide, PatchStore.open(report.stores[0]) as store:
+        assert slide.bounds[0] > 0
+        regions = read_regions(tmp_path / "out/leica_colon.geojson", slide)
+        side = store.patch_size_level0
+        shares = regions.shares(store.coords(), (side, side))
+        by_name = dict(zip(regions.names, shares.T, strict=True))
+        assert np.allclose(by_name["Patch"], 1, atol=1e-3)
+        assert np.allclose(by_name["Tissue"], store.measure("tissue"), atol=0.02)
+
+
 def test_tiatoolbox_reads_the_tiles(written: Path) -> None:
     storage = pytest.importorskip("tiatoolbox.annotation.storage")
     store = storage.DictionaryStore.from_geojson(written / "out/S1.geojson")
@@ -143,3 +162,22 @@ def test_tiatoolbox_reads_the_tiles(written: Path) -> None:
         corners = {tuple(xy) for xy in (patches.coords() - BOUNDS[:2]).tolist()}
     assert {tuple(map(int, tile.geometry.bounds[:2])) for tile in tiles} == corners
     assert all(tile.geometry.area == 64 * 64 for tile in tiles)
+
+
+@pytest.mark.data
+@pytest.mark.filterwarnings("ignore")
+def test_lazyslide_puts_the_tiles_where_they_were_cut(data: Path, tmp_path: Path) -> None:
+    lazyslide = pytest.importorskip("lazyslide")
+    wsidata = pytest.importorskip("wsidata")
+    path = data / "slides/leica_colon.scn"
+    report = tile([path], tmp_path / "tiles", TileConfig(patch_size=512, mpp=1.0), workers=0)
+    export_stores(report.stores, tmp_path / "out", "qupath")
+    wsi = wsidata.open_wsi(path, store=None, reader="openslide")
+    lazyslide.io.load_annotations(
+        wsi, tmp_path / "out/leica_colon.geojson", in_bounds=True, key_added="ours"
+    )
+    found = wsi.shapes["ours"]
+    tiles = found[found["classification_name"] == "Patch"]
+    with PatchStore.open(report.stores[0]) as patches:
+        wanted = {tuple(xy) for xy in patches.coords().tolist()}
+    assert set(tiles.geometry.bounds[["minx", "miny"]].itertuples(index=False, name=None)) == wanted

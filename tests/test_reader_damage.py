@@ -75,7 +75,7 @@ def test_damaged_dicom_has_one_code(reader: str, tmp_path: Path) -> None:
     whole = path.read_bytes()
     middle = len(whole) // 2
     for content, code in (
-        (whole[:700], "PG-S03"), (whole[:middle], "PG-S04"), (b"", "PG-S01"),
+        (whole[:700], "PG-S03"), (whole[:middle], "PG-S03"), (whole[:-900], "PG-S03"), (b"", "PG-S01"),
         (whole[: middle - 4000] + bytes(8000) + whole[middle + 4000 :], "PG-S04"),
     ):  # fmt: skip
         path.write_bytes(content)

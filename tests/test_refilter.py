@@ -24,7 +24,7 @@ from pathgen.provenance import Provenance
 from pathgen.stores import PatchStore
 from pathgen.stores.patches import MEASURES, PatchSpec, SlideFacts
 from pathgen.tiling import TileConfig, tile
-from pathgen.tiling.refilter import refilter
+from pathgen.tiling.refiltering import refilter
 from pathgen.tiling.selection import CAUSES, Histogram, Selection, select
 from pathgen.tiling.task import LIMITS
 

@@ -183,7 +183,8 @@ def test_a_wrong_option_is_named(text: str, words: str) -> None:
 
 
 SBATCH = """#!/bin/sh
-sh "$1" >> {place}/log 2>&1 &
+cp "$1" {place}/job.sh
+sh {place}/job.sh >> {place}/log 2>&1 &
 echo $! >> {place}/pids
 echo "Submitted batch job $!"
 """
@@ -201,9 +202,9 @@ def test_jobs_are_submitted_and_ended(
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    report = tile(
-        slides / "0.svs", tmp_path / "out", SMALL,
-        machines=Machines.slurm(f"partition=cpu,workers=1,memory=1GB,scratch={tmp_path}"),
-    )  # fmt: skip
+    machines = Machines.slurm(f"partition=cpu,workers=1,memory=1GB,scratch={tmp_path}")
+    report = tile(slides / "0.svs", tmp_path / "out", SMALL, machines=machines)
     assert report.counts["done"] == 1
     assert (tmp_path / "pids").read_text().strip()
+    with pytest.raises(KeyboardInterrupt), machines.connect():
+        raise KeyboardInterrupt

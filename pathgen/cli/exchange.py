@@ -118,6 +118,9 @@ def verify_command(
     form: Annotated[
         Format | None, typer.Option("--as", help="Read the folder as this tool does.")
     ] = None,
+    slides: Annotated[
+        Path | None, typer.Option(help="Folder of the slides, to hold coordinates against them.")
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -126,7 +129,7 @@ def verify_command(
     from pathgen.exchange import verify
 
     talk = Talk(quiet=quiet, as_json=as_json)
-    report = verify(places, form, progress=talk.progress)
+    report = verify(places, form, slides=slides, progress=talk.progress)
     rows = [{**f.to_dict(), "path": shown(f.path)} for f in report.findings]
     counts = report.counts
     text = f"{_lines(rows)}\n{counts['ok']} good, {counts['warning']} with a warning, "

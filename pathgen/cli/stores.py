@@ -61,7 +61,7 @@ def refilter(
 ) -> None:  # fmt: skip
     """Choose among tiled patches more strictly: new stores in seconds, without the slides."""
     from pathgen.config import build
-    from pathgen.tiling.refilter import refilter as choose
+    from pathgen.tiling import refilter as choose
     from pathgen.tiling.selection import Selection
 
     talk = Talk(quiet=quiet, as_json=as_json)

@@ -51,8 +51,15 @@ class PatchDataset(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         ref = self.locate(index)
-        image = as_tensor(self.images([index])[0])
+        image = as_tensor(self.images([index % len(self)])[0])
         return (image, ref) if self.transform is None else self.transform(image, ref)
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        """The items of a batch, read together: a DataLoader asks for them here."""
+        refs = [self.locate(index) for index in indices]
+        images = self.images([index % len(self) for index in indices])
+        items = [(as_tensor(image), ref) for image, ref in zip(images, refs, strict=True)]
+        return items if self.transform is None else [self.transform(*item) for item in items]
 
     def locate(self, index: int) -> PatchRef:
         """The patch behind item `index`; negative numbers count from the end."""

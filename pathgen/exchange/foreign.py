@@ -243,7 +243,9 @@ def _some(found: dict[str, Any], places: Sequence[Path], what: str, where: str) 
     if not found:
         raise NoInputError(
             f"no {what} found", where=", ".join(map(str, places)) or None,
-            why=f"looked for {where}", hint="give the tool's output folder, and check --from",
+            why=f"looked for {where}",
+            hint="give the tool's output folder, and check --from"
+            + ("; coordinates alone need --slides too" if what == "features" else ""),
         )  # fmt: skip
     return dict(sorted(found.items()))
 

@@ -37,13 +37,13 @@ def import_patches(
 ) -> ImportReport:  # fmt: skip
     """One patch store a coordinate file, rows in the file's order."""
     report = ImportReport(out, "patches")
-    inputs = _by_name(slides)
+    inputs = slides_by_name(slides)
     known = match(list(found), labels) if labels else {}
     with progress.task("import", len(found)) as task:
         for name, path in found.items():
             try:
                 _import_one(
-                    name, path, _slide_of(name, inputs), out, config, known.get(name), overwrite,
+                    name, path, slide_of(name, inputs), out, config, known.get(name), overwrite,
                     report,
                 )  # fmt: skip
             except (StorageError, StoreError):
@@ -160,7 +160,8 @@ def _cells(
     return np.asarray(np.rint(place[:, ::-1]), np.int32)
 
 
-def _by_name(slides: Path) -> dict[str, list[SlideInput]]:
+def slides_by_name(slides: Path) -> dict[str, list[SlideInput]]:
+    """The slides of a folder by the last part of their name."""
     found: dict[str, list[SlideInput]] = {}
     for slide in find_slides(slides)[0]:
         if not slide.same_as:
@@ -168,7 +169,8 @@ def _by_name(slides: Path) -> dict[str, list[SlideInput]]:
     return found
 
 
-def _slide_of(name: str, slides: Mapping[str, list[SlideInput]]) -> SlideInput:
+def slide_of(name: str, slides: Mapping[str, list[SlideInput]]) -> SlideInput:
+    """The slide of a coordinate file. Raises NoInputError (PG-N02) unless there is exactly one."""
     fits = slides.get(name, [])
     if len(fits) == 1:
         return fits[0]

@@ -60,6 +60,7 @@ def verify(
     places: Sequence[Path | str] | Path | str,
     form: str | None = None,
     *,
+    slides: Path | str | None = None,
     progress: Progress | None = None,
 ) -> VerifyReport:
     """Check stores, folders that `pathgen tile` wrote, and exports of ours or of other tools.
@@ -70,6 +71,8 @@ def verify(
     Args:
         places: stores or folders.
         form: the format of folders that are no stores; default: told by what is in them.
+        slides: folder of the slides, for coordinates of CLAM and TRIDENT: whether they have the
+            levels, sizes and places that the files name.
 
     Raises:
         NoInputError: PG-N01, nothing there, or nothing that is known. ConfigError: PG-C01.
@@ -81,6 +84,8 @@ def verify(
         )  # fmt: skip
     given = [Path(places)] if isinstance(places, str | Path) else [Path(p) for p in places]
     jobs = [job for place in given for job in _jobs(place, form)]
+    if slides is not None:
+        jobs += [_slide_job(place, form, Path(slides)) for place in given]
     findings: list[Finding] = []
     with (progress or Silent()).task("verify", len(jobs)) as task:
         for path, job in jobs:
@@ -123,6 +128,18 @@ def _jobs(place: Path, form: str | None) -> list[tuple[Path, Job]]:
     return [(place, _checker(found))]
 
 
+def _slide_job(place: Path, form: str | None, slides: Path) -> tuple[Path, Job]:
+    from pathgen.exchange.slidecheck import check_slides
+
+    found = form or str((read_manifest(place) or {}).get("as", guess_format(place)))
+    if found not in ("clam", "trident"):
+        raise ConfigError(
+            "only coordinates of CLAM and TRIDENT are held against slides", where=place,
+            why=f"this is {found}", hint="leave --slides out, or give --as clam or trident",
+        )  # fmt: skip
+    return place, lambda folder: check_slides(folder, found, slides)
+
+
 def guess_format(folder: Path) -> str | None:
     """What the files in a folder look like."""
     for form, marks in _MARKS.items():
@@ -139,7 +156,8 @@ def _run(path: Path, job: Job) -> Iterator[Finding]:
             yield finding
     except PathgenError as error:
         where = Path(error.where) if error.where else path
-        yield Finding.error(where, "pathgen", f"{error.code} {error.what}", error.why or "")
+        why = "another tool's file? Give its folder, with --as" if error.code == "PG-O15" else ""
+        yield Finding.error(where, "pathgen", f"{error.code} {error.what}", why or error.why or "")
         return
     if not found:
         yield Finding.error(path, "pathgen", "no files of this format", "check the folder and --as")

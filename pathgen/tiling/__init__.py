@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from pathgen.tiling.ledger import LedgerRow, TileReport
     from pathgen.tiling.masks import MaskConfig
     from pathgen.tiling.presets import preset
+    from pathgen.tiling.refiltering import refilter
+    from pathgen.tiling.selection import Selection
     from pathgen.tiling.slide import SlideReader, open_slide, slide_info
     from pathgen.tiling.task import TileConfig
     from pathgen.tiling.tissue import TissueConfig, TissueMask, find_tissue
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "LedgerRow": "ledger",
     "MaskConfig": "masks",
+    "Selection": "selection",
     "SlideInput": "inputs",
     "SlideReader": "slide",
     "TileConfig": "task",
@@ -28,6 +31,7 @@ _HOMES = {
     "find_tissue": "tissue",
     "open_slide": "slide",
     "preset": "presets",
+    "refilter": "refiltering",
     "slide_info": "slide",
     "tile": "batch",
 }
@@ -35,6 +39,7 @@ _HOMES = {
 __all__ = [
     "LedgerRow",
     "MaskConfig",
+    "Selection",
     "SlideInput",
     "SlideReader",
     "TileConfig",
@@ -45,6 +50,7 @@ __all__ = [
     "find_tissue",
     "open_slide",
     "preset",
+    "refilter",
     "slide_info",
     "tile",
 ]

@@ -8,7 +8,9 @@ same pathgen. All of that is checked before a worker's first slide.
 from __future__ import annotations
 
 import difflib
+import logging
 import os
+import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -156,8 +158,19 @@ def _dask() -> Any:
     return import_module("distributed")
 
 
+def _jobqueue() -> Any:
+    """dask-jobqueue takes Ctrl-C and SIGTERM for itself when it is imported: they are taken back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    module = import_module("dask_jobqueue")
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    return module
+
+
 @contextmanager
 def _connect(address: str) -> Iterator[Client]:
+    # What it would print when a scheduler is lost is said in one line here.
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     try:
         client = _dask().Client(address, timeout=PATIENCE / 3, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
@@ -165,25 +178,32 @@ def _connect(address: str) -> Iterator[Client]:
             "the Dask scheduler cannot be reached", where=address, why=str(error),
             hint="start it with `dask scheduler`, and give the address it prints",
         ) from error  # fmt: skip
-    with client:
+    try:
         yield client
+    finally:
+        client.close()
 
 
 @contextmanager
 def _submit(jobs: int, options: dict[str, Any]) -> Iterator[Client]:
-    with slurm_cluster(options) as cluster:
+    cluster = slurm_cluster(options)
+    try:
         # Kept at that number: a job that ends at its time limit is followed by another.
         cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)
-        with _dask().Client(cluster, set_as_default=False) as client:
+        client = _dask().Client(cluster, set_as_default=False)
+        try:
             yield client
+        finally:
+            client.close()
+    finally:
+        # As a context manager it would swallow exceptions, Ctrl-C too.
+        cluster.__exit__(None, None, None)
 
 
 def slurm_cluster(options: dict[str, Any]) -> Any:
     """dask-jobqueue's cluster; its `job_script()` is what sbatch gets."""
     try:
-        return import_module("dask_jobqueue").SLURMCluster(
-            scheduler_options={"dashboard_address": ":0"}, **options
-        )
+        return _jobqueue().SLURMCluster(scheduler_options={"dashboard_address": ":0"}, **options)
     except (ValueError, RuntimeError, OSError) as error:
         raise ClusterError(
             "no SLURM cluster can be made of these options", where="--slurm", why=str(error),

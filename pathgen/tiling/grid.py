@@ -97,18 +97,22 @@ class ReadPlan:
         return np.concatenate([self._read_block(slide, coords[i : i + 1])
                                for i in range(len(coords))])  # fmt: skip
 
-    def whole_tiles(
-        self, slide: SlideReader, coords: NDArray[np.int64]
-    ) -> NDArray[np.int64] | None:
-        """The tile that each patch is, (n,), where every patch is one as it stands; else None."""
+    def whole_tiles(self, slide: SlideReader, coords: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The tile of the slide that each patch is as it stands, (n,); -1 for those that are none.
+
+        A tile without bytes and one that the edge of the slide cuts are none.
+        """
         tiled = slide.tiles(self.level)
+        none = np.full(len(coords), -1, np.int64)
         if tiled is None or not self.native or self.shrink != 1:
-            return None
+            return none
+        if tiled.tile != (self.size, self.size):
+            return none
         corners = np.rint(coords / self.downsample).astype(np.int64)
-        same = tiled.tile == (self.size, self.size) and not (corners % self.size).any()
-        if not same or (corners < 0).any() or (corners + self.size > tiled.size).any():
-            return None
-        return np.asarray(corners @ np.array([1, tiled.across]) // self.size)
+        whole = ~(corners % self.size).any(axis=1) & (corners >= 0).all(axis=1)
+        whole &= (corners + self.size <= tiled.size).all(axis=1)
+        indices = np.where(whole, corners @ np.array([1, tiled.across]) // self.size, 0)
+        return np.where(whole & (tiled.counts[indices] > 0), indices, -1)
 
     def _read_block(self, slide: SlideReader, coords: NDArray[np.int64]) -> NDArray[np.uint8]:
         if self.native:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -91,8 +91,15 @@ class Normalizer(ABC):
         """
 
     @abstractmethod
+    def _one(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """One image (height, width, 3)."""
+
     def apply(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """RGB uint8 (n, height, width, 3) to the same."""
+        changed = np.empty_like(images)
+        for image, into in zip(images, changed, strict=True):
+            into[:] = self._one(image)
+        return changed
 
     @property
     def record(self) -> dict[str, Any]:
@@ -109,8 +116,12 @@ class Macenko(Normalizer):
         super().__init__(source, target)
         theirs, ours = (np.array(fit["stain_vectors"]).T for fit in (target, source))
         scale = np.array(target["max_concentrations"]) / source["max_concentrations"]
-        self._change = (theirs * scale @ np.linalg.pinv(ours)).T.astype(np.float32)
+        self._change = (theirs * scale @ np.linalg.pinv(ours)).astype(np.float32)
         self._log = np.log((np.arange(256) + 1) / GLASS).astype(np.float32)
+        # Light by its logarithm, from _DARKEST to that of 255.
+        logs = np.linspace(_DARKEST, np.log(255.999 / GLASS), _STEPS)
+        self._light = (GLASS * np.exp(logs)).astype(np.uint8)
+        self._place = np.float32((_STEPS - 1) / (logs[-1] - logs[0]))
 
     @staticmethod
     def fit(pixels: NDArray[np.uint8]) -> dict[str, Any]:
@@ -129,11 +140,13 @@ class Macenko(Normalizer):
             raise ValueError("its two stains cannot be told apart")
         return {"stain_vectors": vectors.T.tolist(), "max_concentrations": most.tolist()}
 
-    def apply(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        light = self._log[images].reshape(-1, 3) @ self._change
-        np.exp(light, out=light)
-        light *= GLASS
-        return np.asarray(np.minimum(light, 255).reshape(images.shape), np.uint8)
+    def _one(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        logs = [self._log[plane] for plane in _planes(image)]
+        changed = np.empty_like(image)
+        for channel, row in enumerate(self._change):
+            place = (_weighted(logs, row) - np.float32(_DARKEST)) * self._place
+            changed[..., channel] = self._light.take(_clipped(place))
+        return changed
 
 
 class Reinhard(Normalizer):
@@ -151,7 +164,7 @@ class Reinhard(Normalizer):
         shift = np.array(target["mean"]) - scale * source["mean"]
         # L, a and b are linear in the cube roots of X, Y and Z, so both ways make one matrix.
         back = np.linalg.inv(_LAB)
-        self._change = (back * scale @ _LAB).T.astype(np.float32)
+        self._change = (back * scale @ _LAB).astype(np.float32)
         self._shift = (back @ (scale * _LAB_SHIFT + shift - _LAB_SHIFT)).astype(np.float32)
 
     @staticmethod
@@ -165,17 +178,22 @@ class Reinhard(Normalizer):
         mean, sd = (np.asarray(v, np.float64) for v in (found.target_means, found.target_stds))
         return {"mean": mean.tolist(), "sd": sd.tolist()}
 
-    def apply(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def _one(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         linear, root, gamma = _tables()
-        xyz = linear[images].reshape(-1, 3) @ _XYZ.T.astype(np.float32)
-        mixed = root.take(_place(xyz)) @ self._change
-        mixed += self._shift
-        xyz = np.where(mixed > 6 / 29, mixed**3, (mixed - np.float32(16 / 116)) / np.float32(7.787))
-        light = xyz @ np.linalg.inv(_XYZ).T.astype(np.float32)
-        changed = np.asarray(gamma.take(_place(light)).reshape(images.shape), np.float32)
-        share = _stained_share()[images[..., 1]][..., None]
-        mixed = images + (changed - images) * share
-        return np.asarray(mixed, np.uint8)
+        planes = _planes(image)
+        light = [linear[plane] for plane in planes]
+        roots = [root.take(_step(_weighted(light, row))) for row in _XYZ.astype(np.float32)]
+        xyz = []
+        for row, shift in zip(self._change, self._shift, strict=True):
+            mixed = _weighted(roots, row) + shift
+            low = (mixed - np.float32(16 / 116)) / np.float32(7.787)
+            xyz.append(np.where(mixed > np.float32(6 / 29), mixed * mixed * mixed, low))
+        share = _stained_share()[planes[1]]
+        changed = np.empty_like(image)
+        for channel, row in enumerate(np.linalg.inv(_XYZ).astype(np.float32)):
+            new = gamma.take(_step(_weighted(xyz, row))).astype(np.float32)
+            changed[..., channel] = planes[channel] + (new - planes[channel]) * share
+        return changed
 
 
 NORMALIZERS: Mapping[str, type[Normalizer]] = {"macenko": Macenko, "reinhard": Reinhard}
@@ -237,9 +255,14 @@ def _bad_target(path: str, why: str) -> ConfigError:
 
 
 def _fitted(method: str, pixels: NDArray[np.uint8]) -> dict[str, Any]:
+    from threadpoolctl import threadpool_limits
+
     if len(pixels) < LEAST_PIXELS:
         raise ValueError(f"{len(pixels)} stained pixels are too few")
-    return NORMALIZERS[method].fit(pixels)
+    # Sums differ in their last digits by the number of threads.
+    with threadpool_limits(1):
+        found = NORMALIZERS[method].fit(pixels)
+    return {name: np.round(values, 4).tolist() for name, values in found.items()}
 
 
 # sRGB to XYZ, relative to white D65, and CIELAB: constants of both standards.
@@ -249,12 +272,34 @@ _XYZ = np.array(
 ) / np.array([[0.95047], [1.0], [1.08883]])  # fmt: skip
 _LAB = np.array([[0.0, 116.0, 0.0], [500.0, -500.0, 0.0], [0.0, 200.0, -200.0]])
 _LAB_SHIFT = np.array([-16.0, 0.0, 0.0])
-#: Steps of the tables of light from 0 to 1: the darkest is below half a gray level.
+#: Entries of the tables: a step is a tenth of a gray level or less.
 _STEPS = 1 << 15
+#: Logarithm of light that rounds to black.
+_DARKEST = -6.0
 
 
-def _place(light: NDArray[np.float32]) -> NDArray[np.intp]:
-    return np.asarray((np.clip(light, 0, 1) * (_STEPS - 1) + 0.5).astype(np.intp))
+def _planes(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(np.moveaxis(image, -1, 0))
+
+
+def _weighted(
+    planes: Sequence[NDArray[np.float32]], weights: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Sum of three planes. By elements: a matrix product rounds differently by batch and thread,
+    and equal runs give equal bytes."""
+    total = planes[0] * weights[0]
+    total += planes[1] * weights[1]
+    total += planes[2] * weights[2]
+    return np.asarray(total, np.float32)
+
+
+def _step(light: NDArray[np.float32]) -> NDArray[np.intp]:
+    return _clipped(light * np.float32(_STEPS - 1))
+
+
+def _clipped(place: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Nearest entry of a table of `_STEPS`."""
+    return np.asarray(np.clip(place + np.float32(0.5), 0, _STEPS - 1), np.intp)
 
 
 @lru_cache(maxsize=1)

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from pathgen.errors import NoInputError, SlideError
 from pathgen.provenance import digest
+from pathgen.tiling.readers.frames import check_frames
 from pathgen.tiling.readers.ngff import is_metadata, is_ome_zarr, read_multiscale, zarr_files
 from pathgen.tiling.readers.remote import RemotePath, SlidePath, open_remote, remote_facts
 from pathgen.tiling.readers.tiff import (
@@ -87,6 +88,8 @@ def check_slide(path: SlidePath) -> str:
     kind = _readable(path, head)
     if kind == "TIFF" and not beyond_offsets(path):
         _check_depth(path, read_directories(path))
+    if kind == "DICOM":
+        check_frames(path)
     return kind
 
 
@@ -294,7 +297,9 @@ def _check_folder(path: Path) -> str:
     if is_ome_zarr(path):
         read_multiscale(path)
         return "OME-Zarr"
-    if dicom_files(path):
+    if files := dicom_files(path):
+        for file in files:
+            check_frames(file)
         return "DICOM"
     raise SlideError(
         "not a slide", code="PG-S02", where=path.name, why="it is a folder",
