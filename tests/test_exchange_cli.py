@@ -21,7 +21,7 @@ def test_out_and_back(tmp_path: Path) -> None:
     done = run.invoke(app, ["export", str(tmp_path / "tiles"), str(tmp_path / "f"), "--as",
                             "trident", "-o", str(tmp_path / "out")])  # fmt: skip
     assert done.exit_code == 0, done.output
-    assert "1 slides, 15 patches" in done.output
+    assert "1 slide, 15 patches" in done.output
     assert "Next: pathgen verify" in done.output
     back = run.invoke(app, ["import", str(tmp_path / "out"), "--from", "trident", "-o",
                             str(tmp_path / "in"), "--json"])  # fmt: skip

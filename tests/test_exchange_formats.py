@@ -14,10 +14,13 @@ import h5py
 import numpy as np
 import pytest
 from helpers_exchange import BLOCK, tree, vectors, write_features, write_patches
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pathgen.errors import DataError, StorageError
 from pathgen.exchange import ExportConfig, export_stores, verify
 from pathgen.exchange.export import FORMATS
+from pathgen.exchange.tfrecord import _masked, decode_example, encode_example
 from pathgen.stores.patches import PatchStore
 
 torch = pytest.importorskip("torch")
@@ -221,10 +224,16 @@ def test_slideflow_finds_every_record_by_the_index(stores: Path, tmp_path: Path)
     assert (config["num_features"], config["tile_px"], config["tile_um"]) == (6, 32, 16)
 
 
-def test_tfrecord_checksums_are_those_of_tensorflow() -> None:
-    """The record of an empty Example, as TensorFlow 2 writes it."""
-    from pathgen.exchange.tfrecord import _masked
+@given(
+    st.dictionaries(
+        st.text(max_size=8), st.one_of(st.binary(max_size=300), st.integers(-(2**63), 2**63 - 1))
+    )
+)
+def test_examples_come_back(features: dict[str, bytes | int]) -> None:
+    assert decode_example(encode_example(features)) == features
 
+
+def test_record_checksums_are_masked_as_tensorflow_masks_them() -> None:
     # crc32c("123456789") is 0xE3069283 by RFC 3720; masked by rotation and a constant.
     crc = 0xE3069283
     masked = (((crc >> 15) | (crc << 17 & 0xFFFFFFFF)) + 0xA282EAD8) & 0xFFFFFFFF

@@ -74,8 +74,11 @@ def test_damaged_dicom_has_one_code(reader: str, tmp_path: Path) -> None:
     path = write_dicom(tmp_path / "x", picture(), (1,)) / "0.dcm"
     whole = path.read_bytes()
     middle = len(whole) // 2
+    at = whole.index(b"\xe0\x7f\x10\x00OB") + 12  # the table of frames
+    table = whole[: at + 12] + bytes(4) + whole[at + 16 :]  # the second where the first is
     for content, code in (
-        (whole[:700], "PG-S03"), (whole[:middle], "PG-S03"), (whole[:-900], "PG-S03"), (b"", "PG-S01"),
+        (whole[:700], "PG-S03"), (whole[:middle], "PG-S03"), (whole[:-900], "PG-S03"),
+        (b"", "PG-S01"), (table, "PG-S05"),
         (whole[: middle - 4000] + bytes(8000) + whole[middle + 4000 :], "PG-S04"),
     ):  # fmt: skip
         path.write_bytes(content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -36,12 +37,16 @@ def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A scheduler and two workers, each a process of its own, as on a cluster."""
     place = tmp_path_factory.mktemp("dask")
     file = place / "scheduler.json"
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": ENV, "cwd": place}
+    quiet: dict[str, Any] = {
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.DEVNULL,
+        "env": ENV,
+        "cwd": place,
+    }
+    quiet["start_new_session"] = True
     dask = [sys.executable, "-m", "distributed.cli"]
     words = [f"{dask[2]}.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
-    processes = [
-        subprocess.Popen([*dask[:2], *words, "--scheduler-file", str(file)], **quiet)  # type: ignore[call-overload]
-    ]
+    processes = [subprocess.Popen([*dask[:2], *words, "--scheduler-file", str(file)], **quiet)]
     for _ in range(2):
         words = [f"{dask[2]}.dask_worker", "--scheduler-file", str(file), "--nthreads", "1"]
         words += ["--no-dashboard", "--death-timeout", "30", "--host", "127.0.0.1"]
@@ -53,9 +58,8 @@ def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             time.sleep(0.05)
         yield commit.read_json(file)["address"]
     finally:
-        for process in reversed(processes):
-            process.terminate()
         for process in processes:
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait(timeout=20)
 
 

@@ -80,6 +80,17 @@ def test_a_time_limit_needs_a_process(slides: Path, tmp_path: Path) -> None:
         tile(slides, tmp_path / "out", SMALL, workers=0, slide_timeout=5)
 
 
+def test_many_stores_are_looked_at_by_several_processes(
+    slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tile(slides, tmp_path / "out", SMALL, workers=0)
+    monkeypatch.setattr("pathgen.tiling.resume.MANY", 1)
+    again = tile(slides, tmp_path / "out", SMALL, workers=1)
+    assert (again.kept, again.rows) == (2, first.rows)
+    with pytest.raises(ConfigError, match=r"PG-O19.*min_tissue was 0\.5 and is now 0\.7"):
+        tile(slides, tmp_path / "out", SMALL.model_copy(update={"min_tissue": 0.7}), workers=1)
+
+
 # Drives that go away
 
 

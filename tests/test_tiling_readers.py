@@ -128,7 +128,7 @@ def test_what_is_no_slide_says_what_it_is(
 def test_folders(tmp_path: Path) -> None:
     assert code_of(tmp_path) == "PG-S02"
     (tmp_path / "x.ome.zarr").mkdir()
-    assert code_of(tmp_path / "x.ome.zarr") == "PG-S10"
+    assert code_of(tmp_path / "x.ome.zarr") == "PG-S02"
 
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 0.5, 0.8, 0.9, 0.99, 0.9999])

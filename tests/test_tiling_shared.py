@@ -9,8 +9,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,12 +21,16 @@ from helpers_tiling import tissue_image, write_svs
 
 from pathgen import commit
 from pathgen.errors import BusyError, ConfigError
+from pathgen.progress import Silent
 from pathgen.tiling import TileConfig, tile
 from pathgen.tiling import claims as claiming
 from pathgen.tiling.attempt import Job, attempt
+from pathgen.tiling.batch import _settings
 from pathgen.tiling.claims import FOLDER, Claims, join
 from pathgen.tiling.inputs import find_slides
+from pathgen.tiling.ledger import LedgerRow
 from pathgen.tiling.task import TileTask
+from pathgen.tiling.tiler import tile_slide
 
 SMALL = TileConfig(patch_size=128, thumbnail_px=256)
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,9 +51,9 @@ print(json.dumps(report.to_dict()))
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight good slides and one that fails."""
+    """Six good slides and one that fails."""
     root = tmp_path_factory.mktemp("cohort")
-    for i in range(8):
+    for i in range(6):
         write_svs(root / f"{i}.svs", tissue_image(seed=i))
     (root / "text.svs").write_text("no slide\n" * 99)
     return root
@@ -167,8 +174,6 @@ def out(tmp_path: Path) -> Path:
 
 
 def test_other_settings_or_slides_at_the_same_time_are_refused(slides: Path, out: Path) -> None:
-    from pathgen.tiling.batch import _settings
-
     def joined(config: TileConfig, *given: Path) -> dict[str, object]:
         tasks = [TileTask(slide, out, config) for slide in find_slides(given)[0]]
         return _settings(tasks, config)
@@ -258,3 +263,42 @@ def test_a_failure_is_told_to_the_others_and_tried_again_later(slides: Path, out
         with pytest.raises(ConfigError, match="PG-O19"):
             attempt(Job(coarse, mine))
     assert hashes(out).keys() == {"a.h5", "thumbnails/a.jpg"}
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    @contextmanager
+    def task(self, title: str, total: int, done: int = 0) -> Iterator[Notes]:
+        yield self
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self.notes.append(note)
+
+
+@pytest.mark.parametrize("how", ["it fails there", "it is made there", "its process dies"])
+def test_the_last_slides_of_others_are_waited_for(slides: Path, out: Path, how: str) -> None:
+    task = TileTask(find_slides(slides)[0][0], out, SMALL)
+    row = LedgerRow("a", "failed", "PG-S04", "as the other said", "a.svs")
+    notes = Notes()
+    tasks = [TileTask(slide, out, SMALL) for slide in find_slides(slides)[0]]
+    (out / FOLDER).mkdir()
+    far = member(Claims(out / FOLDER, "", 0.0), "far", settings=_settings(tasks, SMALL))
+    assert far.take("a")
+
+    def goes_on() -> None:
+        until(lambda: "waiting for others: 1" in notes.notes)
+        if how == "it fails there":
+            far.tell("a", row)
+        elif how == "it is made there":
+            tile_slide(task)
+        (far.folder / "far.member").unlink()
+
+    other = threading.Thread(target=goes_on)
+    other.start()
+    report = tile(slides, out, SMALL, workers=0, progress=notes)
+    other.join()
+    assert report.rows[0].reason == ("PG-S04" if how == "it fails there" else "ok")
+    assert set(events(out)) == ({"a", "b"} if how == "its process dies" else {"b"})
+    assert not (out / FOLDER).exists()

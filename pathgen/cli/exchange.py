@@ -56,8 +56,9 @@ def export_command(
     lines = [f"Note: {note}." for note in report.notes]
     lines += [f"Left out: {slide} ({why})." for slide, why in report.skipped.items()]
     lines += [
-        f"{report.slides - len(report.skipped)} slides, {report.patches:,} patches in "
-        f"{report.files} files of {form} in {shown(out)}."
+        f"{_count(report.slides - len(report.skipped), 'slide')}, "
+        f"{_count(report.patches, 'patch', 'es')} in {_count(report.files, 'file')} of {form} in "
+        f"{shown(out)}."
     ]
     talk.result(report.to_dict(), "\n".join(lines), f"pathgen verify {shown(out)}")
 
@@ -100,8 +101,8 @@ def import_command(
     lines = [f"Note: {note}." for note in report.notes]
     lines += [f"Failed: {slide}: {why}" for slide, why in report.failed.items()]
     lines += [
-        f"{len(report.stores)} stores with {report.rows:,} rows in {shown(out)}"
-        + (f"; {len(report.failed)} slides failed." if report.failed else ".")
+        f"{_count(len(report.stores), 'store')} with {_count(report.rows, 'row')} in {shown(out)}"
+        + (f"; {_count(len(report.failed), 'slide')} failed." if report.failed else ".")
     ]
     following = f"pathgen pretrain {shown(out)} -o runs/first --recipe tiny"
     if report.kind == "features":
@@ -137,6 +138,10 @@ def verify_command(
     talk.result(report.to_dict(), text)
     if not report.good:
         raise typer.Exit(UNUSABLE)
+
+
+def _count(number: int, noun: str, ending: str = "s") -> str:
+    return f"{number:,} {noun}{'' if number == 1 else ending}"
 
 
 def _lines(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -51,6 +51,10 @@ Edge = Annotated[
     Literal["drop", "pad", "shift"] | None,
     scale("A rest smaller than a patch: dropped, padded white, or overlapped."),
 ]
+Align = Annotated[
+    Literal["bounds", "native"] | None,
+    scale("Start the grid at the scanned bounds, or at the slide's own tiles, which are copied."),
+]
 SlideMpp = Annotated[
     float | None, slides("Microns per pixel of slides that do not say it plausibly.")
 ]

@@ -159,11 +159,10 @@ def _dask() -> Any:
 
 
 def _jobqueue() -> Any:
-    """dask-jobqueue takes Ctrl-C and SIGTERM for itself when it is imported: they are taken back."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    """dask-jobqueue takes Ctrl-C for itself when it is imported: that is taken back."""
+    before = signal.getsignal(signal.SIGINT)
     module = import_module("dask_jobqueue")
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    signal.signal(signal.SIGINT, before)
     return module
 
 

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
-import wsidicom
+import pydicom.errors
+import wsidicom.errors
 from numpy.typing import NDArray
-from pydicom.errors import InvalidDicomError
-from wsidicom import errors as wsidicom_errors
 
 from pathgen.errors import SlideError
 from pathgen.tiling.readers.check import dicom_files, unsupported
@@ -26,8 +24,8 @@ _TAGS = ("SeriesInstanceUID", "ImageType", "BitsAllocated", "SamplesPerPixel", "
          "PhotometricInterpretation", "TotalPixelMatrixColumns", "TotalPixelMatrixRows",
          "SharedFunctionalGroupsSequence", "OpticalPathSequence")  # fmt: skip
 _ERRORS: tuple[type[Exception], ...] = (
-    *DAMAGE, InvalidDicomError,
-    *(one for one in vars(wsidicom_errors).values()
+    *DAMAGE,
+    *(one for module in (pydicom.errors, wsidicom.errors) for one in vars(module).values()
       if isinstance(one, type) and issubclass(one, Exception)),
 )  # fmt: skip
 _NEEDED = ("BitsAllocated", "SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns")

@@ -12,8 +12,10 @@ from pathgen.errors import SlideError
 MIB = 2**20
 #: Headers are smaller than this.
 _MOST = 256 * MIB
-#: Encapsulated PixelData of explicit little-endian files, up to its first item.
-_PIXELS = b"\xe0\x7f\x10\x00OB\x00\x00\xff\xff\xff\xff"
+#: Tag and type of PixelData in explicit little-endian files; its length follows.
+_PIXELS = (b"\xe0\x7f\x10\x00OB\x00\x00", b"\xe0\x7f\x10\x00OW\x00\x00")
+_HEAD = 12
+_ENCAPSULATED = b"\xff\xff\xff\xff"
 _ITEM = b"\xfe\xff\x00\xe0"
 
 
@@ -60,17 +62,21 @@ def _truncated(path: Path, needed: int, size: int) -> SlideError:
 
 
 def _pixels_at(read: Callable[[int], bytes], size: int) -> int | None:
-    """Where the first item after PixelData starts."""
+    """Where the first item of encapsulated PixelData starts."""
     at, tail = 0, b""
     while at < min(size, _MOST):
         block = read(MIB)
-        found = (tail + block).find(_PIXELS)
-        if found >= 0:
-            return int(at - len(tail) + found + len(_PIXELS))
+        whole = tail + block
+        found = [
+            place for sign in _PIXELS if 0 <= (place := whole.find(sign)) <= len(whole) - _HEAD
+        ]
+        if found:
+            stop = min(found) + _HEAD
+            return at - len(tail) + stop if whole[stop - 4 : stop] == _ENCAPSULATED else None
         if not block:
             return None
         at += len(block)
-        tail = (tail + block)[-len(_PIXELS) :]
+        tail = whole[-_HEAD:]
     return None
 
 

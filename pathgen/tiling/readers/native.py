@@ -133,7 +133,7 @@ class _File:
         try:
             with tifffile.TiffFile(path) as tiff:
                 levels = levels_of(tiff, header)
-        except (tifffile.TiffFileError, *DAMAGE) as error:
+        except DAMAGE as error:
             raise SlideError(
                 "slide cannot be opened", code="PG-S02", where=path.name, why=str(error),
                 hint="check how the file was made or downloaded",

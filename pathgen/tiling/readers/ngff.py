@@ -39,7 +39,8 @@ def is_ome_zarr(path: Path) -> bool:
     """Whether a folder is an OME-Zarr image."""
     if path.name.lower().endswith(".ome.zarr"):
         return True
-    return any(key in _facts(path) for key in ("multiscales", "bioformats2raw.layout", "plate"))
+    facts = _facts(path)
+    return any(key in facts for key in ("multiscales", "bioformats2raw.layout", "plate"))
 
 
 def read_multiscale(path: Path) -> Multiscale:

@@ -26,7 +26,7 @@ def ome_header(path: Path) -> Header | None:
     try:
         with tifffile.TiffFile(path) as tiff:
             return _header(path, tiff) if tiff.is_ome else None
-    except (tifffile.TiffFileError, *DAMAGE):
+    except DAMAGE:
         return None  # OpenSlide may know better
 
 
@@ -52,7 +52,7 @@ def is_ome_tiff(path: Path) -> bool:
     try:
         with tifffile.TiffFile(path) as tiff:
             return bool(tiff.is_ome)
-    except (tifffile.TiffFileError, *DAMAGE):
+    except DAMAGE:
         return False
 
 

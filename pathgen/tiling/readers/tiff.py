@@ -195,6 +195,7 @@ class _Walk:
                 why=f"tiles of {across:,} x {down:,} pixels",
                 hint="the file is damaged or forged; get a fresh copy",
             )  # fmt: skip
+        check_size(self.path, width, height, self.length)
         needed = -(-width // across) * -(-height // down)
         if found < needed:
             raise damaged(self.path, f"places of {found:,} tiles where there are {needed:,}")
