@@ -26,6 +26,7 @@ from pathgen.tiling.normalize import (
     normalizer,
     stained,
 )
+from pathgen.tiling.preparation import without_pen
 
 torchstain = pytest.importorskip("torchstain")
 
@@ -48,6 +49,17 @@ def tissue_pixels(seed: int = 0) -> NDArray[np.uint8]:
     amounts = rng.gamma(1.2, 0.35, (20_000, 2)) * (1, 0.8)
     light = 240 * np.exp(-(amounts @ vectors) * 1.6) + rng.normal(0, 1.5, (20_000, 3))
     return stained(np.clip(light, 0, 255).astype(np.uint8))
+
+
+def test_felt_pen_is_not_fitted() -> None:
+    pixels = tissue_pixels()
+    rng = np.random.default_rng(1)
+    pen = np.clip(rng.normal((28, 28, 30), 2, (len(pixels) // 4, 3)), 0, 255).astype(np.uint8)
+    for method in ("macenko", "reinhard"):
+        config = NormalizeConfig(method=method)  # type: ignore[arg-type]
+        clean = normalizer(config, pixels)
+        marked = normalizer(config, without_pen(np.concatenate([pixels, pen]), (240, 240, 240)))
+        assert np.abs(clean.apply(pixels[None]).astype(int) - marked.apply(pixels[None])).max() <= 4
 
 
 def test_macenko_is_torchstains_with_one_fit_for_the_slide() -> None:

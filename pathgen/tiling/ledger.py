@@ -28,6 +28,12 @@ REASONS = {
 }
 
 
+#: Columns that count cells by what they were dropped for, in the order in which it is decided.
+DROPPED = (
+    "dropped_tissue", "dropped_class", "dropped_stain", "dropped_quality", "dropped_damaged"
+)  # fmt: skip
+
+
 def printable(text: str) -> str:
     """`text` as UTF-8 can hold it: a file name of other bytes comes with lone surrogates."""
     try:
@@ -47,7 +53,7 @@ class LedgerRow:
     slide: str
     state: State
     reason: str
-    """``ok``, ``no_tissue``, ``too_small``, ``filtered``, ``no_mask``, ``same_slide``, or an error code"""
+    """one of `REASONS`, or an error code"""
     message: str
     file: str
     candidates: int = 0

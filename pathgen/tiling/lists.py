@@ -1,9 +1,9 @@
 """CSV lists of slides, with the column names that other tools use.
 
 slide: wsi, slide, slide_id, image_path, filename, sample_id · mpp: mpp, spacing,
-spacing_at_level_0, mpp_x · mask: mask, mask_path · label · patient: see `pathgen.columns`. Case, spaces, hyphens and
-underscores in these names do not matter; the separator is a comma, semicolon or tab; paths are
-relative to the list's folder; URLs are taken too.
+spacing_at_level_0, mpp_x · mask: mask, mask_path · label · patient: see `pathgen.columns`. Case,
+spaces, hyphens and underscores in these names do not matter; the separator is a comma, semicolon
+or tab; paths are relative to the list's folder; URLs are taken too.
 """
 
 from __future__ import annotations

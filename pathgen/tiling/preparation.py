@@ -15,11 +15,15 @@ from pathgen.errors import SlideError
 from pathgen.tiling.color import ToSrgb, color_profile, describe_profile
 from pathgen.tiling.layout import Layout
 from pathgen.tiling.normalize import normalizer
+from pathgen.tiling.quality import ink
 from pathgen.tiling.slide import SlideReader
+from pathgen.tiling.stain import Color
 from pathgen.tiling.task import TileConfig
 
 #: Patches that the normalization is fitted on, and pixels of each.
 SAMPLE, SAMPLE_PIXELS = 64, 4096
+#: Of a patch with more than this share of pen colors they are pen; fewer may be dark nuclei.
+PEN = 0.1
 
 
 class Step(Protocol):
@@ -91,5 +95,11 @@ def _sample(slide: SlideReader, layout: Layout) -> NDArray[np.uint8]:
             image = plan.read(slide, coords[row : row + 1])[0]
         except SlideError:  # the tiler counts it as damaged when its turn comes
             continue
-        found.append(image[::step, ::step].reshape(-1, 3))
+        found.append(without_pen(image[::step, ::step].reshape(-1, 3), layout.background))
     return np.concatenate(found)[:, None, None]
+
+
+def without_pen(pixels: NDArray[np.uint8], background: Color) -> NDArray[np.uint8]:
+    """RGB pixels (n, 3) of a patch without felt pen, which a fit would take for hematoxylin."""
+    marked = ink(pixels, background)
+    return pixels[~marked] if marked.mean() > PEN else pixels

@@ -101,6 +101,12 @@ def quality_scores(
     return scores
 
 
+def ink(pixels: NDArray[np.uint8], background: Color = WHITE) -> NDArray[np.bool_]:
+    """Which RGB pixels (n, 3) have the color of felt pen, or none at all."""
+    planes = np.ascontiguousarray(pixels.T)[:, :, None, None]
+    return np.asarray(_kinds(planes, _colors(background))[:, 0] & (_PEN | _BLACK) > 0)
+
+
 def _focus(green: NDArray[np.uint8], mpp: float) -> NDArray[np.float32]:
     light = green.astype(np.int16)
     detail = light[:, 1:-1, 1:-1] << 2

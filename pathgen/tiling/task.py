@@ -14,8 +14,8 @@ from pathgen.provenance import Provenance
 from pathgen.stores import FORMAT_VERSION
 from pathgen.stores.patches import PatchSpec
 from pathgen.tiling.inputs import SlideInput
-from pathgen.tiling.normalize import NormalizeConfig, content
 from pathgen.tiling.masks import MaskConfig, mask_digest, read_regions
+from pathgen.tiling.normalize import NormalizeConfig, content
 from pathgen.tiling.overview import NATIVE_TOLERANCE
 from pathgen.tiling.presets import in_pixels
 from pathgen.tiling.readers import open_with

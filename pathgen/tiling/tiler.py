@@ -12,12 +12,12 @@ from pathgen import commit
 from pathgen.errors import SlideError
 from pathgen.provenance import Provenance
 from pathgen.stores.patches import PatchStore, SlideFacts
+from pathgen.tiling.contours import tissue_path, write_tissue
 from pathgen.tiling.cutting import Cutter, check_damage
 from pathgen.tiling.grid import spread
 from pathgen.tiling.inputs import SlideInput
-from pathgen.tiling.contours import tissue_path, write_tissue
 from pathgen.tiling.layout import Layout
-from pathgen.tiling.ledger import LedgerRow
+from pathgen.tiling.ledger import DROPPED, LedgerRow
 from pathgen.tiling.maskattr import mask_attribute
 from pathgen.tiling.overview import draw_thumbnail
 from pathgen.tiling.preparation import prepare
@@ -122,8 +122,8 @@ def _write_thumbnail(
 
 def _stored(row: LedgerRow) -> dict[str, Any]:
     """What of a row a later run needs and could not know from the store's columns."""
-    names = ("state", "reason", "message", "candidates", "dropped_tissue", "dropped_class", "dropped_stain",
-             "dropped_quality", "dropped_damaged", "ink", "patches", "mpp", "mpp_source")  # fmt: skip
+    names = ("state", "reason", "message", "candidates", *DROPPED, "ink", "patches", "mpp",
+             "mpp_source")  # fmt: skip
     return {name: getattr(row, name) for name in names}
 
 

@@ -76,7 +76,7 @@ class NativeReader(BaseReader):
             return self._region(level, box, shrink, spare=True)
 
     def damage(self, level: int) -> float:
-        damaged = self.handle.damaged
+        damaged: set[tuple[int, int]] = self.handle.damaged
         return sum(at == level for at, _ in damaged) / max(1, len(self.tiles(level).counts))
 
     def tiles(self, level: int) -> TiledLevel:
