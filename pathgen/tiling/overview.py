@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,11 +115,20 @@ def resized(
     return np.asarray(Image.fromarray(pixels).resize(size, method, box=inside))
 
 
+def most(pixels: NDArray[Any]) -> NDArray[Any]:
+    """The largest of each pixel's three values; many times as fast as ``max(axis=2)``."""
+    return np.asarray(np.maximum(np.maximum(pixels[..., 0], pixels[..., 1]), pixels[..., 2]))
+
+
+def least(pixels: NDArray[Any]) -> NDArray[Any]:
+    """The least of each pixel's three values."""
+    return np.asarray(np.minimum(np.minimum(pixels[..., 0], pixels[..., 1]), pixels[..., 2]))
+
+
 def check_brightfield(pixels: NDArray[np.uint8], name: str) -> None:
     """Refuse fluorescence and dark-field (PG-S14): nearly all black, with no glass in sight."""
-    value = pixels.max(axis=2)
-    dark = float((value < 60).mean())
-    bright = float((pixels.min(axis=2) > 150).mean())
+    dark = float((most(pixels) < 60).mean())
+    bright = float((least(pixels) > 150).mean())
     if dark > 0.5 and bright < 0.01:
         raise SlideError(
             "not a brightfield slide", code="PG-S14", where=name,

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from pathgen.tiling.overview import least, most
+
 if TYPE_CHECKING:
     from pathgen.tiling.tissue import TissueConfig
 
@@ -52,7 +54,7 @@ class Light:
         light = pixels.astype(np.float32)
         white = glass(light)
         through = np.clip(uniform_filter(light, (3, 3, 0)) / white, 1 / 255, 1)
-        return cls(pixels, mpp, white, through, -np.log10(through), light.max(axis=2) < BLACK)
+        return cls(pixels, mpp, white, through, -np.log10(through), most(light) < BLACK)
 
 
 def segment(pixels: NDArray[np.uint8], mpp: float, config: TissueConfig) -> tuple[Mask, Mask]:
@@ -65,8 +67,8 @@ def segment(pixels: NDArray[np.uint8], mpp: float, config: TissueConfig) -> tupl
 
 def _otsu(light: Light, config: TissueConfig) -> Mask:
     """Absorbs light and has color, or absorbs much; both thresholds by Otsu, within limits."""
-    density = light.densities.max(axis=2)
-    chroma = 1 - light.through.min(axis=2) / light.through.max(axis=2)
+    density = most(light.densities)
+    chroma = 1 - least(light.through) / most(light.through)
     dense = density > _threshold(density[~light.black], config.density)
     colored = chroma > _threshold(chroma[~light.black], config.chroma)
     return np.asarray(dense & (colored | (density > DENSE)))
@@ -78,7 +80,7 @@ def _saturation(light: Light, config: TissueConfig) -> Mask:
     from skimage.filters.rank import median
 
     white = np.clip(light.pixels / light.glass, 0, 1)
-    saturation = 255 * (1 - white.min(axis=2) / np.maximum(white.max(axis=2), 1 / 255))
+    saturation = 255 * (1 - least(white) / np.maximum(most(white), 1 / 255))
     saturation[light.black] = 0
     window = min(round(MEDIAN_UM / light.mpp / 2) * 2 + 1, MEDIAN_MOST)
     square = np.ones((window, window), np.uint8)
@@ -103,7 +105,7 @@ def _entropy(light: Light, config: TissueConfig) -> Mask:
     steps = np.clip(density / TEXTURE_STEP, 0, TEXTURE_STEPS - 1).astype(np.uint8)
     reach = max(1, round(TEXTURE_UM / light.mpp))
     bits = entropy(steps, np.ones((2 * reach + 1,) * 2, np.uint8))  # type: ignore[no-untyped-call]
-    textured = bits > _threshold(bits[~light.black], config.entropy, most=2 * config.entropy[1])
+    textured = bits > _threshold(bits[~light.black], config.entropy, highest=2 * config.entropy[1])
     # The window sees an edge from afar: its reach is taken back.
     inner = textured if reach == 1 else binary_erosion(
         textured, np.ones((3, 3)), reach - 1, border_value=1
@@ -124,8 +126,8 @@ def _ink(density: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
     from scipy.ndimage import binary_dilation
 
     red, green, _ = np.moveaxis(density, 2, 0)
-    least, most = density.min(axis=2), density.max(axis=2)
-    gray = (least > 0.35) & (least > 0.85 * most)
+    low, high = least(density), most(density)
+    gray = (low > 0.35) & (low > 0.85 * high)
     blue = (red > 0.25) & (red > 1.25 * green)
     strokes = large_pieces(gray | blue, mpp, 0.05)  # pigment and dark nuclei are small
     reach = round(48 / mpp)  # the pale rim of a stroke
@@ -136,17 +138,17 @@ def _ink(density: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
 
 def glass(light: NDArray[np.float32]) -> NDArray[np.float32]:
     """Color of the empty glass (3,): the brightest common one, at least light gray."""
-    brightness = light.min(axis=2)
+    brightness = least(light)
     bright = light[brightness >= np.percentile(brightness, 95)]
     return np.asarray(np.clip(np.median(bright, axis=0), 200, 255), np.float32)
 
 
 def _threshold(
-    values: NDArray[np.float32], limits: tuple[float, float], most: float = 0.5
+    values: NDArray[np.float32], limits: tuple[float, float], highest: float = 0.5
 ) -> float:
     from skimage.filters import threshold_otsu
 
-    values = np.clip(values, 0, most)  # dark ink must not pull the threshold up
+    values = np.clip(values, 0, highest)  # dark ink must not pull the threshold up
     if values.size == 0 or values.min() == values.max():
         return limits[1]
     found = threshold_otsu(values, nbins=256)  # type: ignore[no-untyped-call]
