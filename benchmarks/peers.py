@@ -104,7 +104,7 @@ def _hs2p(backend: str, module: str, workers: int) -> Peer:
 
     def command(job: Job, python: str, out: Path) -> list[str]:
         slides, config = out / "slides.csv", out / "given.yaml"
-        # tifffile and libvips do not find what an SVS says of its resolution
+        # its tifffile backend does not find what an SVS says of its resolution
         slides.write_text(f"sample_id,image_path,spacing_at_level_0\nslide,{job.slide},{job.mpp}\n")
         asked = {
             "csv": str(slides),
@@ -151,6 +151,8 @@ def _in_tars(folder: Path) -> int:
     return count
 
 
+#: OpenSlide is what hs2p's manual installs; cuCIM is what it takes first where it is installed;
+#: tifffile, meant for masks, is never taken unasked, but reads an SVS with JPEG tiles as well.
 PEERS = {
     "plain": _plain("openslide"),
     "plain, tiffslide": _plain("tiffslide"),
@@ -166,7 +168,7 @@ PEERS = {
 
 
 def missing(name: str, python: str) -> str:
-    """The module for want of which the peer cannot run there; "" if it can."""
+    """The module that cannot be imported, so that the peer cannot run there; "" if it can."""
     return next((each for each in PEERS[name].needs if _fails(python, f"import {each}")), "")
 
 
@@ -182,7 +184,7 @@ def run(name: str, job: Job, python: str) -> Run:
         seconds, cpu = time.perf_counter() - start, _cpu() - before
         patches = 0 if done.returncode else peer.count(out)
         if not patches:
-            words = (done.stderr or done.stdout).strip().splitlines() or ["no patches"]
+            words = (done.stdout.strip() or done.stderr.strip()).splitlines() or ["no patches"]
             raise ValueError(f"{name}: exit status {done.returncode}: {words[-1]}")
         return Run(seconds, cpu, patches)
 
@@ -210,7 +212,9 @@ def main() -> None:
     lacking = {name: missing(name, python) for name in arguments.peers}
     for name, module in lacking.items():
         if module:
-            print(f"{name}: left out, no module {module} in {python}")
+            print(f"{name}: left out, {python} cannot import {module}")
+    if _fails(python, TURBOJPEG):
+        print("hs2p: JPEG by Pillow, as there is no PyTurboJPEG with its library")
     print("| slide | tool | patches | seconds, median (each run) | CPU seconds | patches/s |")
     print("|---|---|---|---|---|---|")
     for slide in arguments.slides:

@@ -265,7 +265,7 @@ def decoded(data: bytes) -> NDArray[np.uint8]:
     ("options", "made"),
     [({"copy_tiles": False}, NATIVE), ({"codec": "png"}, NATIVE),
      ({"patch_size": 224}, NATIVE), ({"mpp": 0.8, "patch_size": 96}, RESAMPLED),
-     ({"mpp": 1.0, "patch_size": 128}, NATIVE)],
+     ({"mpp": 1.0, "patch_size": 128}, RESAMPLED)],
 )  # fmt: skip
 def test_what_is_no_tile_as_it_stands_is_decoded(
     svs: Path, tmp_path: Path, options: dict[str, object], made: int

@@ -27,7 +27,7 @@ def test_ndpi_beyond_its_offsets_is_left_to_openslide(tmp_path: Path) -> None:
         file.write(b"II*\0" + struct.pack("<Q", 2**32 + 64))
         file.truncate(2**32 + 4096)  # a hole: takes no space
     assert check_slide(path) == "TIFF"
-    assert code_of(path) == "PG-S02"  # OpenSlide's and Pillow's word, not ours
+    assert code_of(path) in ("PG-S02", "PG-S05")  # what those say that try, OpenSlide first
     with path.open("r+b") as file:
         file.truncate(4096)
     assert code_of(path) in ("PG-S03", "PG-S05")

@@ -129,6 +129,9 @@ def tile(
             place = None if plan else out
             run, count = stack.enter_context(machines.runner(place, slide_timeout, progress))
         todo = [i for i in range(len(tasks)) if i not in rows]
+        if machines is None and todo:  # more workers than slides: the others help within them
+            spare = max(1, count // len(todo))
+            tasks = [replace(task, threads=spare) for task in tasks]
         measured = {todo[i] for i in sampled(len(todo))} if plan else set()
         shared = None if overwrite else claims
         jobs = {i: Job(tasks[i], shared, sample=i in measured) for i in todo}

@@ -7,7 +7,9 @@ bytes of the slide.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,7 +20,7 @@ from pathgen.errors import SlideError
 from pathgen.stores.codec import encode_patch
 from pathgen.stores.patches import COPIED
 from pathgen.tiling.layout import Layout, Tally
-from pathgen.tiling.pieces import Images, Piece, strips
+from pathgen.tiling.pieces import Images, Piece, Ready, strips
 from pathgen.tiling.quality import QUALITIES, quality_scores
 from pathgen.tiling.readers.tiles import SHRINKS
 from pathgen.tiling.slide import SlideReader
@@ -27,6 +29,9 @@ from pathgen.tiling.task import LIMITS, TileConfig
 
 #: Scores of a patch are measured on a copy of about this many microns per pixel.
 LOOK_MPP = 1.0
+
+#: Columns of the kept patches of a piece, if any are, and what became of all of them.
+Judged = tuple[dict[str, Any] | None, Tally]
 
 
 class Preparation(Protocol):
@@ -45,6 +50,8 @@ class Cutter:
     layout: Layout
     config: TileConfig
     preparation: Preparation | None = None
+    threads: int = 1
+    """decoding, scoring and encoding; more of them change no byte"""
     tally: Tally = field(default_factory=Tally)
 
     def __post_init__(self) -> None:
@@ -54,8 +61,10 @@ class Cutter:
 
     def batches(self) -> Iterator[dict[str, Any]]:
         """The kept patches with their columns."""
-        for pieces in strips(self.slide, self.layout, self.look, self._may_copy, self.tally):
-            kept = [columns for piece in pieces if (columns := self._judged(piece)) is not None]
+        for found in self._worked(strips(self.slide, self.layout, self.look, self._may_copy)):
+            for _, counts in found:
+                self.tally.add(counts)
+            kept = [columns for columns, _ in found if columns is not None]
             if not kept:
                 continue
             at = np.concatenate([columns["at"] for columns in kept])
@@ -67,26 +76,49 @@ class Cutter:
             }  # fmt: skip
             yield {"image": [images[i] for i in order], **joined}
 
-    def _judged(self, piece: Piece) -> dict[str, Any] | None:
-        """The columns of those that pass the filters; None when none does."""
+    def _worked(self, groups: Iterator[list[Ready]]) -> Iterator[list[Judged]]:
+        """Each group judged, in order; a few groups ahead where there are threads for it."""
+        if self.threads == 1:
+            for group in groups:
+                yield [self._judged(piece()) for piece in group]
+            return
+        waiting: deque[list[Future[Judged]]] = deque()
+        pool = ThreadPoolExecutor(self.threads)
+        try:
+            for group in groups:
+                waiting.append([pool.submit(self._of, piece) for piece in group])
+                if len(waiting) > self.threads:
+                    yield [future.result() for future in waiting.popleft()]
+            while waiting:
+                yield [future.result() for future in waiting.popleft()]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _of(self, piece: Ready) -> Judged:
+        return self._judged(piece())
+
+    def _judged(self, piece: Piece) -> Judged:
+        """The columns of those that pass the filters, None when none does; and the counts."""
         glass = self.layout.background
         scores = stain_scores(piece.small, self.coarse, glass)
         scores |= quality_scores(piece.small, self.layout.plan.mpp * self.look, glass)
         stained = scores["hematoxylin"] >= self.config.min_hematoxylin
         good = stained & self._sound(scores)
-        self.tally.stain += int((~stained).sum())
-        self.tally.quality += int((stained & ~good).sum())
-        self.tally.kept += int(good.sum())
+        counts = Tally(
+            stain=int((~stained).sum()), quality=int((stained & ~good).sum()),
+            damaged=piece.damaged, kept=int(good.sum()),
+        )  # fmt: skip
         if not good.any():
-            return None
+            return None, counts
         at, grid, classes = piece.rows[good], self.layout.grid, self.layout.classes
-        return {
+        columns = {
             "at": at, "image": self._encoded(piece, good), "coords": grid.coords[at],
             "grid": grid.cells[at], "tissue": self.layout.tissue[at],
             **({} if classes is None or not classes.shape[1] else {"classes": classes[at]}),
             "made": np.full(len(at), piece.made, np.uint8),
             **{name: values[good] for name, values in scores.items()},
         }  # fmt: skip
+        return columns, counts
 
     @property
     def _may_copy(self) -> bool:
@@ -95,10 +127,10 @@ class Cutter:
 
     def _encoded(self, piece: Piece, good: NDArray[np.bool_]) -> list[bytes]:
         if piece.made == COPIED:
-            return [piece.stored[i] for i in np.flatnonzero(good)]
-        images = piece.stored[good]
-        if self.preparation is not None and len(images):
-            images = self.preparation.apply(images)
+            return [piece.stored[i] for i in np.flatnonzero(good).tolist()]
+        images = [piece.stored[i] for i in np.flatnonzero(good).tolist()]
+        if self.preparation is not None:
+            images = list(self.preparation.apply(np.stack(images)))
         return [encode_patch(image, self.config.codec, self.config.quality) for image in images]
 
     def _sound(self, scores: Mapping[str, NDArray[np.float32]]) -> NDArray[np.bool_]:

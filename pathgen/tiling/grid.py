@@ -75,7 +75,9 @@ class ReadPlan:
                 "out, or allow it with --set allow_upsample=true",
             )  # fmt: skip
         wanted = tuple(target / mpp for mpp in slide.mpp_xy)
-        level = best_level(slide, (min(wanted) * (1 + tolerance), min(wanted) * (1 + tolerance)))
+        # `best_level` and `best_shrink` allow for some tolerance of their own.
+        loose = min(wanted) * (1 + tolerance) / (1 + NATIVE_TOLERANCE)
+        level = best_level(slide, (loose, loose))
         shrink = _shrink(slide, level, min(wanted), tolerance)
         step = slide.downsamples[level] * shrink
         if spec.mpp is None or all(abs(step / scale - 1) <= tolerance for scale in wanted):
@@ -135,16 +137,16 @@ class ReadPlan:
 
     def _read_native(self, slide: SlideReader, coords: NDArray[np.int64]) -> NDArray[np.uint8]:
         size = self.size
+        corners = np.rint(coords / self.downsample).astype(int)
         if slide.tiles(self.level) is not None:
-            corners = np.rint(coords / self.downsample).astype(int)
-            boxes = ((x, y, x + size, y + size) for x, y in corners.tolist())
-            return np.stack([slide.read_level(self.level, box, self.shrink) for box in boxes])
-        if (coords % self.downsample[0]).any():
+            boxes = [(x, y, x + size, y + size) for x, y in corners.tolist()]
+            images = [slide.read_level(self.level, box, self.shrink) for box in boxes]
+            return images[0][None] if len(images) == 1 else np.stack(images)
+        if np.abs(corners * self.downsample - coords).max() > 1e-6:
             # OpenSlide blends neighbors at a fraction of a level's pixel: a part of a larger read
             # would differ from a read of its own.
             alone = [slide.read((x, y), self.level, (size, size)) for x, y in coords.tolist()]
             return np.stack(alone)
-        corners = (coords // int(self.downsample[0])).astype(int)
         x0, y0 = corners.min(axis=0)
         x1, y1 = corners.max(axis=0) + size
         area = slide.read_level(self.level, (int(x0), int(y0), int(x1), int(y1)))
@@ -159,7 +161,8 @@ def _shrink(slide: SlideReader, level: int, wanted: float, tolerance: float) -> 
     be interpolated, and averaging from twice the size is better.
     """
     step = slide.downsamples[level]
-    shrink = best_shrink(slide, level, wanted * (1 + tolerance) / step)
+    loose = wanted * (1 + tolerance) / (1 + NATIVE_TOLERANCE)
+    shrink = best_shrink(slide, level, loose / step)
     all_the_way = abs(step * shrink / wanted - 1) <= tolerance
     apart = max(abs(v - round(v / (step * shrink)) * step * shrink) for v in slide.bounds[:2])
     return shrink // 2 if shrink > 1 and all_the_way and apart > 0.5 else shrink
@@ -215,7 +218,7 @@ class TileGrid:
 
     def strips(self, plan: ReadPlan) -> Iterator[list[NDArray[np.int64]]]:
         """Row numbers in strips of grid rows; each strip in pieces that are read at once."""
-        across = max(s / d for s, d in zip(plan.side, plan.downsample, strict=True))
+        across = max(s / d for s, d in zip(self._reach(plan), plan.downsample, strict=True))
         block = int(np.clip(BLOCK_SIDE // across, 1, BLOCK_PATCHES))
         strip = self.cells[:, 0] // block
         for number in np.unique(strip):
@@ -225,6 +228,12 @@ class TileGrid:
             for column in np.unique(columns):
                 pieces += self._pieces(rows[columns == column])
             yield pieces
+
+    def _reach(self, plan: ReadPlan) -> tuple[float, float]:
+        """Level-0 pixels from patch to patch, or across one, whichever is more."""
+        cells = self.cells[:, ::-1]
+        apart = np.ptp(self.coords, axis=0) / np.maximum(np.ptp(cells, axis=0), 1)
+        return max(plan.side[0], float(apart[0])), max(plan.side[1], float(apart[1]))
 
     def _pieces(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """A well filled block whole; of a sparse one each run of neighbors in a grid row."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import numpy as np
@@ -32,6 +32,11 @@ class Tally:
     quality: int = 0
     damaged: int = 0
     kept: int = 0
+
+    def add(self, other: Tally) -> None:
+        for item in fields(self):
+            name = item.name
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,8 @@ class Layout:
             dropped_tissue=self.candidates - len(self.grid) - self.dropped_class,
             dropped_stain=tally.stain, dropped_quality=tally.quality,
             dropped_damaged=tally.damaged, ink=ink, patches=patches, mpp=slide.mpp,
-            mpp_source=slide.mpp_source, store=task.paths[0], thumbnail=task.paths[1], **task.known,
+            mpp_source=slide.mpp_source, reader=slide.reader, store=task.paths[0],
+            thumbnail=task.paths[1], **task.known,
         )  # fmt: skip
 
 

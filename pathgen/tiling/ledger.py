@@ -71,6 +71,8 @@ class LedgerRow:
     patches: int = 0
     mpp: float | None = None
     mpp_source: str | None = None
+    reader: str | None = None
+    """what read the slide"""
     label: str | None = None
     patient: str | None = None
     store: str | None = None

@@ -16,6 +16,7 @@ from pathgen.tiling.color import ToSrgb, color_profile, describe_profile
 from pathgen.tiling.layout import Layout
 from pathgen.tiling.normalize import normalizer
 from pathgen.tiling.quality import ink
+from pathgen.tiling.readers.tilejpeg import DamagedTile
 from pathgen.tiling.slide import SlideReader
 from pathgen.tiling.stain import Color
 from pathgen.tiling.task import TileConfig
@@ -93,8 +94,10 @@ def _sample(slide: SlideReader, layout: Layout) -> NDArray[np.uint8]:
     for row in rows:
         try:
             image = plan.read(slide, coords[row : row + 1])[0]
-        except SlideError:  # the tiler counts it as damaged when its turn comes
-            continue
+        except SlideError as error:
+            if not isinstance(error.__cause__, DamagedTile):
+                raise
+            continue  # the tiler counts it as damaged when its turn comes
         found.append(without_pen(image[::step, ::step].reshape(-1, 3), layout.background))
     return np.concatenate(found)[:, None, None]
 

@@ -66,10 +66,13 @@ def _scores(small: NDArray[np.uint8], background: Color) -> dict[str, NDArray[np
     density = np.empty((3, n * pixels), np.float32)
     for c, table in enumerate(_densities(background)):
         np.take(table, small[..., c].ravel(), out=density[c], mode="clip")
-    amounts = _FROM_RGB.T[: len(STAINED)] @ density  # (stain, n * pixels)
-    np.maximum(amounts, 0, out=amounts)
     scores = {}
-    for (stain, least), amount in zip(STAINED.items(), amounts.reshape(-1, n, pixels), strict=True):
+    for i, (stain, least) in enumerate(STAINED.items()):
+        # Channel by channel: a matrix product may round by the number of threads of its library.
+        amount = density[0] * _FROM_RGB[0, i]
+        amount += density[1] * _FROM_RGB[1, i]
+        amount += density[2] * _FROM_RGB[2, i]
+        amount = np.maximum(amount, 0, out=amount).reshape(n, pixels)
         scores[stain] = (np.count_nonzero(amount > least, axis=1) / pixels).astype(np.float32)
         scores[f"{stain}_mean"] = amount.mean(axis=1, dtype=np.float32)
     return scores
@@ -94,8 +97,19 @@ def shrunk(images: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
         return images
     across, down = width // factor, height // factor
     box = (0, 0, across * factor, down * factor)
-    if height % factor:  # each patch for itself, without the rest
+    if factor & (factor - 1) or height % factor or width % factor:  # leaving out the rest
         return np.stack([np.asarray(Image.fromarray(im).reduce(factor, box)) for im in images])
-    tall = Image.fromarray(images.reshape(n * height, width, 3))  # all at once
-    box = (0, 0, across * factor, n * height)
-    return np.asarray(tall.reduce(factor, box)).reshape(n, down, across, 3)
+    rows = images.reshape(n * down, factor, width * 3)
+    sums = rows[:, 0].astype(np.uint16)
+    for i in range(1, factor):
+        sums += rows[:, i]
+    # Whole numbers over a power of two: the product is exact, whatever order it sums in.
+    means = sums.reshape(-1, 3 * factor).astype(np.float32) @ _averaging(factor)
+    means += 0.5
+    return means.astype(np.uint8).reshape(n, down, across, 3)
+
+
+@lru_cache(maxsize=8)
+def _averaging(factor: int) -> NDArray[np.float32]:
+    """Takes `factor` sums of RGB in a row, of `factor` pixels each, to the mean: (3 factor, 3)."""
+    return np.asarray(np.tile(np.eye(3), (factor, 1)) / factor**2, np.float32)

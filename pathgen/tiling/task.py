@@ -118,6 +118,8 @@ class TileTask:
     overwrite: bool = False
     stale: tuple[Path, ...] = ()
     """patch stores to remove when this one is made; with `overwrite`, also when it cannot be"""
+    threads: int = 1
+    """that work on this slide"""
     paths: tuple[str, str] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -70,7 +70,9 @@ def _store(
     task.store.parent.mkdir(parents=True, exist_ok=True)
     kept: list[NDArray[np.int64]] = []
     preparation = prepare(slide, layout, config)
-    cutter = Cutter(slide, layout, config, preparation if preparation.steps else None)
+    cutter = Cutter(
+        slide, layout, config, preparation if preparation.steps else None, task.threads
+    )  # fmt: skip
     with PatchStore.create(
         task.store, config.spec, provenance, codec=config.codec, slide=facts, geometry=geometry,
         class_names=layout.class_names, **task.known,
@@ -87,6 +89,8 @@ def _store(
         row = layout.row(task, slide, cutter.tally, preparation.messages)
         writer.set_attr("ledger", _stored(row))
         writer.set_attr("background", layout.background)
+        writer.set_attr("reader", slide.reader)
+        writer.set_attr("read_shrink", plan.shrink)
         for name, value in preparation.attrs.items():
             writer.set_attr(name, value)
         writer.set_attr("tissue_mask", mask_attribute(layout.mask))
@@ -123,7 +127,7 @@ def _write_thumbnail(
 def _stored(row: LedgerRow) -> dict[str, Any]:
     """What of a row a later run needs and could not know from the store's columns."""
     names = ("state", "reason", "message", "candidates", *DROPPED, "ink", "patches", "mpp",
-             "mpp_source")  # fmt: skip
+             "mpp_source", "reader")  # fmt: skip
     return {name: getattr(row, name) for name in names}
 
 

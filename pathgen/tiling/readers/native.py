@@ -8,6 +8,7 @@ their size where that is all that is needed. `native_beside` says where that giv
 from __future__ import annotations
 
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -125,6 +126,8 @@ class _File:
     """level and index of tiles that were spared"""
     cache: OrderedDict[tuple[int, int, int], NDArray[np.uint8]] = field(default_factory=OrderedDict)
     held: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """of the cache: tiles are decoded by several threads"""
 
     @classmethod
     def of(cls, path: Path, header: Header) -> _File:
@@ -153,15 +156,12 @@ class _File:
         tiled = self.levels[level]
         wanted = []
         for index in indices:
-            kept = self.cache.get((level, index, shrink))
+            kept = self._kept((level, index, shrink))
             if kept is not None:
-                self.cache.move_to_end((level, index, shrink))
                 yield index, kept
             elif tiled.counts[index]:
                 wanted.append(index)
-        # Some at a time: a whole level at 1/8 has bytes enough to fill the memory.
-        for start in range(0, len(wanted), 256):
-            some = wanted[start : start + 256]
+        for some in tiled.portions(wanted):
             for index, data in zip(some, tiled.fetch(self.file, some), strict=True):
                 try:
                     pixels = tiled.codec.decode(data, index, shrink)
@@ -173,11 +173,20 @@ class _File:
                 self._keep((level, index, shrink), pixels)
                 yield index, pixels
 
+    def _kept(self, key: tuple[int, int, int]) -> NDArray[np.uint8] | None:
+        with self.lock:
+            if key in self.cache:
+                self.cache.move_to_end(key)
+            return self.cache.get(key)
+
     def _keep(self, key: tuple[int, int, int], pixels: NDArray[np.uint8]) -> None:
-        self.cache[key] = pixels
-        self.held += pixels.nbytes
-        while self.held > CACHE_BYTES:
-            self.held -= self.cache.popitem(last=False)[1].nbytes
+        with self.lock:
+            if key in self.cache:  # two threads may have wanted it at once
+                return
+            self.cache[key] = pixels
+            self.held += pixels.nbytes
+            while self.held > CACHE_BYTES:
+                self.held -= self.cache.popitem(last=False)[1].nbytes
 
     def close(self) -> None:
         if self.file >= 0:

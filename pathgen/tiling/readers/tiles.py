@@ -7,7 +7,8 @@ frequencies are then turned into pixels, which costs less; any other is averaged
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,8 +23,10 @@ SHRINKS = (1, 2, 4, 8)
 JPEG, APERIO_YCC, APERIO_RGB, JPEG2000 = 7, 33003, 33005, 34712
 #: Bytes between two tiles that are read along rather than asked for apart.
 GAP = 16 * 1024
-#: Most bytes asked for at once.
+#: Most bytes asked for at once,
 STRETCH = 8 * 2**20
+#: and held before they are decoded, but for a single tile that has more.
+PORTION = 32 * 2**20
 
 
 class Codec(Protocol):
@@ -134,6 +137,14 @@ class TiledLevel:
                 found[index] = block[at : at + int(self.counts[index])]
         return [found[index] for index in indices]
 
+    def portions(self, indices: list[int]) -> Iterator[list[int]]:
+        """`indices` in parts whose bytes are fetched together: of a level they fill the memory."""
+        ends = np.cumsum(self.counts[indices])
+        while indices:
+            fit = max(1, int(np.searchsorted(ends, PORTION, side="right")))
+            yield indices[:fit]
+            indices, ends = indices[fit:], ends[fit:] - ends[fit - 1]
+
     def _stretches(self, indices: Sequence[int]) -> list[list[int]]:
         """`indices`, sorted by offset, in groups that one read brings."""
         groups: list[list[int]] = []
@@ -193,9 +204,13 @@ def _pread(file: int, length: int, offset: int) -> bytes:
     return os.pread(file, length, offset)
 
 
+_seeking = threading.Lock()
+
+
 def _seek_and_read(file: int, length: int, offset: int) -> bytes:
-    os.lseek(file, offset, os.SEEK_SET)  # no other thread has this file
-    return os.read(file, length)
+    with _seeking:
+        os.lseek(file, offset, os.SEEK_SET)
+        return os.read(file, length)
 
 
 _read_at: Callable[[int, int, int], bytes] = _pread if hasattr(os, "pread") else _seek_and_read
