@@ -15,7 +15,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -26,6 +26,8 @@ from pathgen.errors import BusyError, StorageError
 
 PREFIX = ".pathgen-tmp-"
 FOREIGN_DRAFT_AGE = 24 * 3600.0  # seconds
+#: Files that are synced at once.
+SYNCS = 16
 
 
 @functools.cache
@@ -51,15 +53,13 @@ def draft_path(final: Path) -> Path:
 def publish(draft: Path, final: Path) -> None:
     """Sync `draft` (a file or a folder) and give it its final name, replacing what is there."""
     try:
-        for path in sorted(draft.rglob("*")) if draft.is_dir() else [draft]:
-            if path.is_file():
-                _fsync(path)
         if draft.is_dir():
-            for folder in [p for p in draft.rglob("*") if p.is_dir()] + [draft]:
-                _fsync(folder)
-        if draft.is_dir():
+            inside = list(draft.rglob("*"))
+            _fsync_all([path for path in inside if path.is_file()])
+            _fsync_all([*(path for path in inside if path.is_dir()), draft])
             _swap(draft, final)
         else:
+            _fsync(draft)
             os.replace(draft, final)
             _fsync(final.parent)
     except OSError as error:
@@ -217,6 +217,19 @@ def _fsync(path: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def _fsync_all(paths: Sequence[Path]) -> None:
+    """Each of them, many at a time: the disk then commits them together, several times faster."""
+    if len(paths) <= SYNCS:
+        for path in paths:
+            _fsync(path)
+        return
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(SYNCS) as pool:
+        for _ in pool.map(_fsync, paths):
+            pass
 
 
 def alive(pid: int, started: str | None = None) -> bool:

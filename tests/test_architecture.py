@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1] / "pathgen"
 LAYERS = [
     ["errors"],
     ["extras", "progress", "columns"],
-    ["commit"],
+    ["commit", "places"],
     ["config"],
     ["provenance", "recipes", "synthetic"],
     ["checkpoints"],

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pathgen.errors import DataError
-from pathgen.exchange.contours import pieces
 from pathgen.exchange.geometry import (
     Geometry,
     grid_of,
@@ -21,6 +20,7 @@ from pathgen.exchange.geometry import (
 from pathgen.stores.patches import SlideFacts
 from pathgen.tiling.outlines import Outlines, Polygon, pixels
 from pathgen.tiling.tissue import TissueMask
+from pathgen.tiling.tracing import pieces
 
 
 def facts(**change: Any) -> dict[str, Any]:

@@ -212,3 +212,25 @@ def test_jobs_are_submitted_and_ended(
     assert (tmp_path / "pids").read_text().strip()
     with pytest.raises(KeyboardInterrupt), machines.connect():
         raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [(None, "no `sbatch`"), ("echo 'sbatch: error: invalid partition' >&2; exit 1", "partition")],
+    ids=["none", "refused"],
+)
+def test_without_slurm_nothing_is_waited_for(
+    slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, words: str
+) -> None:
+    pytest.importorskip("dask_jobqueue")
+    (tmp_path / "bin").mkdir()
+    if text is not None:
+        for name in ("sbatch", "scancel"):
+            path = tmp_path / "bin" / name
+            path.write_text(f"#!/bin/sh\n{text}\n")
+            path.chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    machines = Machines.slurm(f"partition=cpu,interface=lo,scratch={tmp_path}")
+    with pytest.raises(ClusterError, match=f"PG-E03.*{words}") as caught:
+        tile(slides / "0.svs", tmp_path / "out", SMALL, machines=machines)
+    assert caught.value.exit_code == 9

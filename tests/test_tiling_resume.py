@@ -207,6 +207,13 @@ def test_a_store_not_made_by_tile_is_refused(slides: Path, out: Path) -> None:
 # What the new ledger would not list
 
 
+def test_a_list_that_names_slides_otherwise_is_explained(slides: Path, out: Path) -> None:
+    listed = listing(slides)
+    with pytest.raises(ConfigError, match=r"PG-O19.*slides/a\.h5.*and the list after it"):
+        tile(listed, out, SMALL, workers=0)
+    assert tile([slides, listed], out, SMALL, workers=0).kept == 2
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_stores_of_other_slides_are_refused(slides: Path, out: Path, overwrite: bool) -> None:
     with pytest.raises(ConfigError, match=r"PG-O19.*b\.h5.*Give all slides") as caught:

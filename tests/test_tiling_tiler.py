@@ -29,8 +29,30 @@ def test_the_slide_mpp_setting_is_for_slides_without_their_own(tmp_path: Path) -
         "listed": (0.4, "csv"),
     }  # fmt: skip
     assert tile(inputs, tmp_path / "out", config, workers=0).kept == 4
-    with pytest.raises(ConfigError, match=r"PG-O19.*slide_mpp was None and is now 0\.45"):
+    with pytest.raises(ConfigError, match=r"PG-O19.*slide\.mpp was 0\.4 and is now None"):
         tile(tmp_path / "s", tmp_path / "out", config, workers=0)
+
+
+def test_the_slide_mpp_setting_counts_only_where_it_was_used(tmp_path: Path) -> None:
+    """The advice of PG-S07 works on the folder it was given for."""
+    for name, mpp in (("own", 0.5), ("none", None)):
+        write_svs(tmp_path / f"s/{name}.svs", tissue_image(600, 400), mpp=mpp)
+    first = tile(tmp_path / "s", tmp_path / "out", SMALL, workers=0)
+    assert [(row.slide, row.reason) for row in first.failed] == [("none", "PG-S07")]
+    before = (tmp_path / "out/own.h5").read_bytes()
+    config = SMALL.model_copy(update={"slide_mpp": 0.5})
+    again = tile(tmp_path / "s", tmp_path / "out", config, workers=0)
+    assert (again.counts["done"], again.kept) == (2, 1)
+    whole = tile(tmp_path / "s", tmp_path / "whole", config, workers=0)
+    assert [path.read_bytes() for path in again.stores] == [
+        path.read_bytes() for path in whole.stores
+    ]
+    assert (tmp_path / "out/own.h5").read_bytes() == before
+    other = SMALL.model_copy(update={"slide_mpp": 0.25})
+    with pytest.raises(ConfigError, match=r"none\.h5.*slide_mpp was 0\.5 and is now 0\.25"):
+        tile(tmp_path / "s", tmp_path / "out", other, workers=0)
+    assert tile(tmp_path / "s/own.svs", tmp_path / "one", SMALL, workers=0).kept == 0
+    assert tile(tmp_path / "s/own.svs", tmp_path / "one", other, workers=0).kept == 1
 
 
 def test_a_list_and_the_setting_with_one_number_are_not_the_same(tmp_path: Path) -> None:

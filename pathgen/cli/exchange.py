@@ -10,6 +10,7 @@ import typer
 
 from pathgen.cli.options import AsJson, Out, Overwrite, Quiet, Verbose
 from pathgen.cli.root import app
+from pathgen.config import build
 from pathgen.console import SOME_FAILED, Talk, guarded, shown, table
 
 Format = Literal[
@@ -60,7 +61,8 @@ def export_command(
         f"{_count(report.patches, 'patch', 'es')} in {_count(report.files, 'file')} of {form} in "
         f"{shown(out)}."
     ]
-    talk.result(report.to_dict(), "\n".join(lines), f"pathgen verify {shown(out)}")
+    following = [f"pathgen verify {shown(out)}", *(f"Then: {one}" for one in report.following)]
+    talk.result(report.to_dict(), "\n".join(lines), "\n".join(following))
 
 
 @app.command("import")
@@ -84,6 +86,14 @@ def import_command(
     slide_mpp: Annotated[
         float | None, typer.Option(help="Microns per pixel of slides that do not say it.")
     ] = None,
+    patch_size: Annotated[
+        int | None,
+        typer.Option(help="Average every region to patches of so many pixels; needs --slides."),
+    ] = None,
+    mpp: Annotated[
+        float | None,
+        typer.Option(help="Average every region to this scale, um per pixel; needs --slides."),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -93,7 +103,8 @@ def import_command(
     from pathgen.exchange import ImportConfig, import_files
 
     talk = Talk(quiet=quiet, as_json=as_json)
-    config = ImportConfig(encoder=encoder, slide_mpp=slide_mpp)
+    values = {"encoder": encoder, "slide_mpp": slide_mpp, "patch_size": patch_size, "mpp": mpp}
+    config = build(ImportConfig, values)
     report = import_files(
         files, out, form, config, slides=slides, labels=labels, overwrite=overwrite,
         progress=talk.progress,

@@ -84,6 +84,7 @@ def tile(
 ) -> None:
     """Cut slides into stain-filtered patches at an exact scale, one store a slide."""
     from pathgen.tiling import tile as tile_slides
+    from pathgen.tiling.strangers import spare_settings
 
     talk = Talk(quiet=quiet, as_json=as_json)
     given = {
@@ -95,8 +96,11 @@ def tile(
         "min_focus": min_focus, "max_pen": max_pen, "color": color,
         "normalize": None if normalize is None else {"method": normalize},
     }  # fmt: skip
+    chosen = tile_config(given, preset, config, settings)
+    if config is not None:
+        spare_settings(config, out, chosen)
     report = tile_slides(
-        slides, out, tile_config(given, preset, config, settings), masks=masks, workers=workers,
+        slides, out, chosen, masks=masks, workers=workers,
         machines=_machines(dask, slurm, workers), overwrite=overwrite or not resume, plan=plan,
         slide_timeout=None if slide_timeout is None else slide_timeout * 60,
         progress=talk.progress,

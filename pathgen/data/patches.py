@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from torch.utils.data import Dataset
 
 from pathgen.data.sources import PatchSource, classes_of, labels_of, opened
 from pathgen.errors import DataError
-from pathgen.stores.patches import PatchRef
+from pathgen.stores.patches import PatchRef, PatchStore
 
 
 class PatchDataset(Dataset[Any]):
     """Patches of one or many sources, counted through in the order given.
 
-    Item i is ``(tensor uint8 (3, H, W), PatchRef)``, or ``transform(tensor, ref)``.
+    Item i is ``(tensor uint8 (3, H, W), PatchRef)``, or ``transform(tensor, ref)``. Stores of
+    several patch sizes may be mixed; batches of them need a `transform` that makes them equal.
 
     Args:
         sources: patch stores or image folders, opened or as paths.
@@ -55,9 +57,18 @@ class PatchDataset(Dataset[Any]):
         return (image, ref) if self.transform is None else self.transform(image, ref)
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
-        """The items of a batch, read together: a DataLoader asks for them here."""
+        """The items of a batch, read together: a DataLoader asks for them here.
+
+        Raises:
+            DataError: PG-D12, patches of several sizes and no `transform`.
+        """
+        if self.transform is None and len(self.store_sizes) > 1:
+            raise self._sizes_differ(self.store_sizes)
         refs = [self.locate(index) for index in indices]
         images = self.images([index % len(self) for index in indices])
+        if self.transform is None and len({image.shape for image in images}) > 1:
+            raise self._sizes_differ({max(image.shape[:2]): refs[i].store for i, image
+                                      in enumerate(images)})  # fmt: skip
         items = [(as_tensor(image), ref) for image, ref in zip(images, refs, strict=True)]
         return items if self.transform is None else [self.transform(*item) for item in items]
 
@@ -98,6 +109,24 @@ class PatchDataset(Dataset[Any]):
             for place, image in zip(places, images, strict=True):
                 found[place] = image
         return found
+
+    @cached_property
+    def store_sizes(self) -> dict[int, str]:
+        """Pixels a side -> the first patch store that has such patches; image folders say none."""
+        found: dict[int, str] = {}
+        for source in self.sources:
+            if isinstance(source, PatchStore) and len(source):
+                found.setdefault(source.spec.size, source.name)
+        return found
+
+    def _sizes_differ(self, sizes: Mapping[int, str]) -> DataError:
+        return DataError(
+            "patches of different sizes cannot be one batch",
+            code="PG-D12",
+            where=", ".join(sizes.values()),
+            why=", ".join(f"{name}: {size} px" for size, name in sizes.items()),
+            hint="import or tile all with one --patch-size, or give a transform that crops them",
+        )
 
     @property
     def labels(self) -> NDArray[np.int64]:

@@ -14,6 +14,7 @@ from PIL import Image as Pillow
 from pathgen import commit
 from pathgen.doctor.checkup import Checkup
 from pathgen.doctor.diagnosis import Diagnosis
+from pathgen.places import spare_page, spare_table
 from pathgen.report.blocks import Card, Gallery, Heading, Image, Section, State, Stats, Table, Text
 from pathgen.report.collect import Found
 from pathgen.report.page import render
@@ -33,8 +34,11 @@ def write_diagnosis(diagnosis: Diagnosis, out: Path, title: str = "slides") -> t
     user name goes in.
 
     Raises:
+        ConfigError: PG-O19, files of these names are there that pathgen has not made.
         StorageError: PG-O01, PG-O03, `out` cannot be written.
     """
+    spare_table(out / CSV, ("slide", "file", "state", "reason"))
+    spare_page(out / PAGE)
     commit.writable_folder(out)
     commit.write_text(out / CSV, diagnosis.to_csv())
     commit.write_text(out / PAGE, render(Found(Path(title)), sections(diagnosis)))

@@ -18,6 +18,7 @@ from pathgen.exchange.files import spans, write_csv, write_h5, write_pt
 from pathgen.exchange.findings import Finding, over
 from pathgen.exchange.geometry import ClamSize
 from pathgen.exchange.hdf5 import Described, describe, read_counts
+from pathgen.exchange.slidepixels import exact, note_normalized
 from pathgen.extras import need
 
 #: Columns of process_list_autogen.csv after slide_id, process and status, with CLAM's defaults:
@@ -39,6 +40,7 @@ def write(entries: Sequence[Entry], folder: Path, config: ExportConfig, log: Log
             continue
         listed.append(entry)
         if entry.patches is not None:
+            note_normalized(entry, CONSUMER, log)
             attrs = _attrs(entry, log)
             write_h5(
                 folder / "patches" / f"{entry.id}.h5", {"coords": entry.coords}, {"coords": attrs}
@@ -90,11 +92,13 @@ def _attrs(entry: Entry, log: Log) -> dict[str, Any]:
     said: ClamSize = entry.geometry.clam(entry.name)
     if said.rounded > 0.01:
         cut = f"{entry.id}: {said.size} for {entry.geometry.side[0]:.2f}"
-        log.most("CLAM reads whole level-0 pixels a side", said.rounded, cut)
+        text = f"CLAM reads whole level-0 pixels a side{exact(entry.geometry)}"
+        log.most(text, said.rounded, cut)
     if entry.geometry.native_level is None:
         log.most(
             "no level has the resolution of the patches: CLAM reads level 0 with the patch_size "
-            "there and scales to its --target_patch_size", said.size, f"{entry.id}: {said.size}",
+            f"there and scales to its --target_patch_size{exact(entry.geometry)}", said.size,
+            f"{entry.id}: {said.size}",
         )  # fmt: skip
     return {
         "patch_size": said.size, "patch_level": said.level,

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pathgen.data.labels import LabelTable, class_order, match
+from pathgen.data.labels import Labeled, LabelTable, class_order, match, shown
 from pathgen.errors import DataError
 from pathgen.exchange.geometry import Geometry
+from pathgen.exchange.pairing import file_name, pair
 from pathgen.stores.features import FeatureStore
 from pathgen.stores.patches import PatchStore
 from pathgen.stores.store import find_stores, open_store
@@ -105,9 +106,13 @@ def gather(
 ) -> list[Entry]:
     """Patch and feature stores as one entry a slide, sorted by id.
 
+    Features belong to the patches they were extracted from; those made elsewhere, to patches of
+    the same name at the same places.
+
     Raises:
         NoInputError: PG-N01, no stores. StoreError: one cannot be opened, or is of augmentations.
-        DataError: PG-F02, two stores of one slide; PG-N06, the labels do not fit.
+        DataError: PG-F02, two stores of one slide, or features at other places than its patches;
+            PG-N06, the labels do not fit.
     """
     by_patches: dict[str, Entry] = {}
     features: list[FeatureStore] = []
@@ -138,7 +143,7 @@ def gather(
                 hint="extract the features again",
             )  # fmt: skip
         entry.features.append(store)
-    entries = _labeled(list(by_patches.values()), labels)
+    entries = _labeled(pair(list(by_patches.values())), labels)
     return sorted(_with_ids(entries), key=lambda entry: entry.id)
 
 
@@ -192,7 +197,7 @@ def slide_classes(entries: Sequence[Entry]) -> tuple[str, ...]:
 def _labeled(entries: list[Entry], labels: LabelTable | None) -> list[Entry]:
     if labels is None:
         return entries
-    found = match([entry.name for entry in entries], labels)
+    found = labels_of([entry.name for entry in entries], labels)
     for entry in entries:
         row = found.get(entry.name)
         if row is not None:
@@ -200,16 +205,30 @@ def _labeled(entries: list[Entry], labels: LabelTable | None) -> list[Entry]:
     return entries
 
 
+def labels_of(names: Sequence[str], labels: LabelTable) -> dict[str, Labeled]:
+    """Row of each slide that has one. Raises DataError (PG-N06) when none has."""
+    found = match(names, labels)
+    if names and not found:
+        known = [row.slide for row in labels.rows.values()]
+        raise DataError(
+            "no label fits a slide", code="PG-N06", where=labels.path,
+            why=f"its slides are {shown(known) or 'none'}; the stores have {shown(sorted(names))}",
+            hint="write the slides' names as the stores have them; a suffix may stay",
+        )  # fmt: skip
+    return found
+
+
 def _with_ids(entries: list[Entry]) -> list[Entry]:
-    """The last part of a name where that is one slide's own; else all parts, joined by ``__``.
+    """The slide's file name where that is one slide's own; else all parts, joined by ``__``.
 
     Tools look for ``<slide>.h5`` in one flat folder.
     """
-    last = Counter(entry.name.rpartition("/")[2].casefold() for entry in entries)
+    last = Counter(file_name(entry).casefold() for entry in entries)
     taken: dict[str, Entry] = {}
     for entry in entries:
         parts = [part for part in entry.name.split("/") if part not in ("", ".", "..")]
-        name = parts[-1] if parts and last[parts[-1].casefold()] == 1 else "__".join(parts)
+        own = file_name(entry)
+        name = own if last[own.casefold()] == 1 else "__".join(parts)
         if not name or name[0] == "." or "\\" in name or "\x00" in name:
             raise DataError(
                 "name of the slide is no file name", code="PG-D11", where=entry.name,

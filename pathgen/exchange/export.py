@@ -12,7 +12,7 @@ from pydantic import Field
 
 from pathgen import commit
 from pathgen.config import Config
-from pathgen.data.labels import load_labels
+from pathgen.data.labels import load_labels, match, unmatched
 from pathgen.errors import ConfigError, NoInputError, StorageError
 from pathgen.exchange.entries import Entry, gather
 from pathgen.exchange.files import crc32_of
@@ -21,6 +21,8 @@ from pathgen.progress import Progress, Silent
 #: What an export says of itself, in its folder.
 MANIFEST = "pathgen-export.json"
 MANIFEST_FORMAT = "pathgen-export"
+#: Files that desktops leave in every folder they show.
+_OF_THE_SYSTEM = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 
 #: Name -> module and function that writes it. They load on first use.
 FORMATS: Mapping[str, tuple[str, str]] = {
@@ -95,12 +97,14 @@ class ExportReport:
     notes: tuple[str, ...]
     skipped: Mapping[str, str]
     """slide -> why it has no file"""
+    following: tuple[str, ...] = ()
+    """commands of the tool that reads it; words in capitals are to be filled in"""
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "out": str(self.path), "as": self.format, "slides": self.slides,
             "patches": self.patches, "files": self.files, "notes": list(self.notes),
-            "skipped": dict(self.skipped),
+            "skipped": dict(self.skipped), "next": list(self.following),
         }  # fmt: skip
 
 
@@ -125,12 +129,13 @@ def export_stores(
         out: folder to make.
         form: a name in `FORMATS`.
         labels: CSV of slide labels; default: those known when the slides were tiled.
-        overwrite: replace an earlier export there.
+        overwrite: replace an earlier export there, unless files were added to it.
 
     Raises:
         NoInputError: PG-N01. StoreError: a store is damaged. ConfigError: PG-C01, no such format.
         DataError: PG-F02, the stores lack something; PG-F03, the format cannot tell these patches.
-        StorageError: PG-F01, something else is at `out`.
+        StorageError: PG-F01, something else is at `out`, or files were added to the export there;
+            PG-O01, PG-O03, it cannot be written.
     """
     out, log = Path(out), Log(progress or Silent())
     if form not in FORMATS:
@@ -139,7 +144,12 @@ def export_stores(
             hint="give one of these to --as",
         )  # fmt: skip
     check_free(out, overwrite)
-    entries = gather(stores, load_labels(labels) if labels else None)
+    table = load_labels(labels) if labels else None
+    entries = gather(stores, table)
+    names = [entry.name for entry in entries]
+    left = "" if table is None else unmatched(names, table, match(names, table))
+    if left:
+        log.note(left.removesuffix("?"))
     module, name = FORMATS[form]
     write: Callable[[Sequence[Entry], Path, ExportConfig, Log], None] = getattr(
         import_module(f"pathgen.exchange.{module}"), name
@@ -147,6 +157,7 @@ def export_stores(
     slides, patches = len(entries), sum(map(len, entries))
     for entry in entries:
         entry.close()
+    commit.writable_folder(out.parent)
     with commit.draft(out) as draft:
         draft.mkdir()
         write(entries, draft, config or ExportConfig(), log)
@@ -157,31 +168,62 @@ def export_stores(
                 why="; ".join(sorted(set(log.skipped.values()))) or None,
             )  # fmt: skip
         _write_manifest(draft, form, entries, files, log)
+        check_free(out, overwrite)  # others may have written there meanwhile
+    following = _following(form, out, entries, config)
     return ExportReport(
-        out, form, slides, patches, len(files), log.notes, dict(log.skipped)
+        out, form, slides, patches, len(files), log.notes, dict(log.skipped), following
     )  # fmt: skip
+
+
+def _following(
+    form: str, out: Path, entries: Sequence[Entry], config: ExportConfig | None
+) -> tuple[str, ...]:
+    from pathgen.exchange.following import commands
+
+    found = commands(form, out, entries, config.slide_suffix if config else None)
+    for entry in entries:
+        entry.close()
+    return found
 
 
 def check_free(out: Path, overwrite: bool) -> None:
-    """Raise StorageError (PG-F01) unless `out` is free, or an export that may be replaced."""
+    """Raise StorageError (PG-F01) unless `out` is free, or an export that may be replaced.
+
+    An export to which its reader or a person has added files may not.
+    """
     if not out.exists() and not out.is_symlink():
         return
-    if out.is_dir() and not out.is_symlink():
-        if not any(out.iterdir()):
-            return
-        made_here = (out / MANIFEST).is_file()
-        if made_here and overwrite:
-            return
-        raise StorageError(
-            "output is in use", code="PG-F01", where=out,
-            why="an earlier export is there" if made_here else "it holds files that are no export",
-            hint="replace it with --overwrite, or choose another --out" if made_here
-            else "choose another --out",
+    if not out.is_dir() or out.is_symlink():
+        raise _in_use(out, "it is no folder")
+    if not any(out.iterdir()):
+        return
+    manifest = read_manifest(out)
+    if manifest is None:
+        raise _in_use(out, "it holds files that are no export")
+    if not overwrite:
+        raise _in_use(
+            out, "an earlier export is there", "replace it with --overwrite, or choose another "
+            "--out",
         )  # fmt: skip
-    raise StorageError(
-        "output is in use", code="PG-F01", where=out, why="it is no folder",
-        hint="choose another --out",
-    )  # fmt: skip
+    added = _added(out, manifest)
+    if added:
+        more = f" and {len(added) - 1} more" if len(added) > 1 else ""
+        raise _in_use(
+            out, f"the export did not write {added[0]}{more}, and replacing it would remove them",
+            "move what was added away, or choose another --out",
+        )  # fmt: skip
+
+
+def _added(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Files in an export that its manifest does not list."""
+    listed = {MANIFEST, *manifest.get("files", ())}
+    found = (p.relative_to(folder).as_posix() for p in folder.rglob("*")
+             if (p.is_symlink() or not p.is_dir()) and p.name not in _OF_THE_SYSTEM)  # fmt: skip
+    return sorted(name for name in found if name not in listed)
+
+
+def _in_use(out: Path, why: str, hint: str = "choose another --out") -> StorageError:
+    return StorageError("output is in use", code="PG-F01", where=out, why=why, hint=hint)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

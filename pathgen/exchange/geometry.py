@@ -151,7 +151,7 @@ class Geometry:
             raise DataError(
                 "magnification of the slide is not known", code="PG-F02", where=name,
                 why="the store has neither a pixel size nor an objective",
-                hint="tile with --slide-mpp",
+                hint=without_scale(self),
             )  # fmt: skip
         return round(objective)
 
@@ -165,6 +165,11 @@ class Geometry:
                 hint="export as folder or webdataset, or tile at the resolution of a level",
             )  # fmt: skip
         return off
+
+
+def without_scale(geometry: Geometry) -> str:
+    """What to do where the pixel size is not known: features alone may not say it."""
+    return "tile with --slide-mpp" if geometry.slide else "give the patch store too"
 
 
 def level0_magnification(mpp: float) -> int:

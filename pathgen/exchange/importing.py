@@ -13,8 +13,9 @@ from pydantic import Field
 
 from pathgen import commit
 from pathgen.config import Config
-from pathgen.data.labels import LabelTable, load_labels, match
+from pathgen.data.labels import LabelTable, load_labels
 from pathgen.errors import ConfigError, PathgenError, StorageError, StoreError
+from pathgen.exchange.entries import labels_of
 from pathgen.exchange.foreign import (
     ForeignFeatures,
     coordinate_files,
@@ -38,6 +39,10 @@ class ImportConfig(Config):
     """name of the features' encoder; of TRIDENT's, which folder"""
     slide_mpp: float | None = Field(default=None, ge=0.05, le=10)
     """microns per level-0 pixel of slides that do not say it"""
+    patch_size: int | None = Field(default=None, ge=1, le=16384)
+    """side in pixels that every region is averaged to; None: as the files say"""
+    mpp: float | None = Field(default=None, ge=0.05, le=100)
+    """scale that every region is averaged to; None: as the files say"""
 
 
 @dataclass
@@ -52,11 +57,16 @@ class ImportReport:
     failed: dict[str, str] = field(default_factory=dict)
     """slide -> why it has no store"""
     notes: list[str] = field(default_factory=list)
+    sizes: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """slide -> pixels a side and microns per pixel of its patches"""
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "out": str(self.path), "kind": self.kind, "stores": [str(p) for p in self.stores],
             "rows": self.rows, "failed": self.failed, "notes": self.notes,
+            "sizes": {
+                slide: {"patch_size": size, "mpp": mpp} for slide, (size, mpp) in self.sizes.items()
+            },
         }  # fmt: skip
 
     def note(self, text: str) -> None:
@@ -84,13 +94,17 @@ def import_files(
         out: folder for the stores.
         form: ``clam``, ``trident`` or ``torchmil``.
         slides: folder of the slides. With it coordinates are read and their regions cut from the
-            slides; without, features are taken over.
+            slides; without, features are taken over. Such a folder gets ``slides.csv`` and
+            ``slides.json``, as `pathgen tile` writes them.
         labels: CSV of slide labels.
         overwrite: replace stores of other content.
 
     Raises:
-        NoInputError: PG-N01. DataError: PG-F04, the files cannot be told apart.
-        ConfigError: PG-C01, no such format. StorageError: the output cannot be written.
+        NoInputError: PG-N01. DataError: PG-F04, the files cannot be told apart; PG-N06, no label
+            fits a slide.
+        ConfigError: PG-C01, no such format, or a size is asked for without slides; PG-O19, files
+            of someone else have the names of the ledger.
+        StorageError: the output cannot be written.
     """
     if form not in FORMATS:
         raise ConfigError(
@@ -100,6 +114,11 @@ def import_files(
     config, out, progress = config or ImportConfig(), Path(out), progress or Silent()
     places = [Path(files)] if isinstance(files, str | Path) else [Path(one) for one in files]
     table = load_labels(labels) if labels else None
+    if slides is None and (config.patch_size or config.mpp):
+        raise ConfigError(
+            "features have no pixels to be resampled", where="--patch-size, --mpp",
+            hint="give the folder of the slides with --slides, or leave these out",
+        )  # fmt: skip
     if slides is not None:
         from pathgen.exchange.regions import import_patches
 
@@ -118,7 +137,7 @@ def _import_features(
     labels: LabelTable | None, overwrite: bool, progress: Progress,
 ) -> ImportReport:  # fmt: skip
     report = ImportReport(out, "features")
-    known = match(list(found), labels) if labels else {}
+    known = labels_of(list(found), labels) if labels else {}
     with progress.task("import", len(found)) as task:
         for slide, one in found.items():
             row = known.get(slide)

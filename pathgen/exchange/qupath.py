@@ -17,32 +17,30 @@ from typing import Any
 import numpy as np
 
 from pathgen.errors import DataError
-from pathgen.exchange.contours import Ring, contours_of
+from pathgen.exchange.contours import mask_of
 from pathgen.exchange.entries import Entry
 from pathgen.exchange.export import ExportConfig, Log
 from pathgen.exchange.files import spans
 from pathgen.exchange.findings import Finding, over
 from pathgen.stores.patches import PatchStore
+from pathgen.tiling.contours import NAMESPACE, tissue_features, whole
+from pathgen.tiling.tracing import Ring
 
 CONSUMER = "QuPath"
 #: More tiles than this are compressed.
 GZIP_ABOVE = 50_000
-#: Namespace of the ids: equal stores give equal ids.
-_IDS = uuid.uuid5(uuid.NAMESPACE_DNS, "pathgen")
 #: Of the classes of patches, in their order, then from the start.
 COLORS = (
     (31, 119, 180), (214, 39, 40), (44, 160, 44), (255, 127, 14), (148, 103, 189), (140, 86, 75),
     (227, 119, 194), (188, 189, 34), (23, 190, 207), (127, 127, 127),
 )  # fmt: skip
-TISSUE = {"name": "Tissue", "color": [0, 90, 200]}
 PATCH = {"name": "Patch", "color": [0, 130, 50]}
 
 
 def write(entries: Sequence[Entry], folder: Path, config: ExportConfig, log: Log) -> None:
     """``<slide>.geojson``, or ``.geojson.gz`` above 50,000 tiles, for drag and drop."""
     for entry in log.each(entries):
-        outline = contours_of(entry)
-        if outline is None:
+        if mask_of(entry) is None:
             log.note("the stores hold no tissue contours, so only tiles are written")
         lines = _lines(entry)
         name = f"{entry.id}.geojson"
@@ -83,14 +81,9 @@ def _lines(entry: Entry) -> Iterator[str]:
 def _features(entry: Entry) -> Iterator[dict[str, Any]]:
     shift = shift_of(entry)
     store = entry.stores[0].id
-    for number, piece in enumerate(contours_of(entry) or ()):
-        yield {
-            "type": "Feature", "id": str(uuid.uuid5(_IDS, f"{store}/tissue/{number}")),
-            "geometry": _polygon([_moved(ring, shift) for ring in (piece.exterior, *piece.holes)]),
-            "properties": {
-                "objectType": "annotation", "classification": TISSUE, "isLocked": True,
-            },
-        }  # fmt: skip
+    mask = mask_of(entry)
+    if mask is not None and entry.patches is not None:
+        yield from tissue_features(mask, shift, entry.patches.slide.identity, locked=True)
     labels, classes = entry.patch_labels, _classes(entry.classes)
     width, height = entry.geometry.side
     for rows in spans(len(entry)):
@@ -102,7 +95,7 @@ def _features(entry: Entry) -> Iterator[dict[str, Any]]:
             values = {name: _number(column[i]) for name, column in measures.items()}
             properties = {"objectType": "tile", "classification": known, "measurements": values}
             yield {
-                "type": "Feature", "id": str(uuid.uuid5(_IDS, f"{store}/{row}")),
+                "type": "Feature", "id": str(uuid.uuid5(NAMESPACE, f"{store}/{row}")),
                 "geometry": _polygon([_square(x, y, width, height)]), "properties": properties,
             }  # fmt: skip
 
@@ -127,16 +120,8 @@ def _number(value: float) -> float | str:
 
 
 def _square(x: float, y: float, width: float, height: float) -> Ring:
-    right, low = _whole(x + width), _whole(y + height)
+    right, low = whole(x + width), whole(y + height)
     return [[x, y], [right, y], [right, low], [x, low], [x, y]]
-
-
-def _whole(value: float) -> float:
-    return int(value) if value == int(value) else round(value, 3)
-
-
-def _moved(ring: Ring, shift: tuple[int, int]) -> Ring:
-    return [[_whole(x - shift[0]), _whole(y - shift[1])] for x, y in ring]
 
 
 def _polygon(rings: list[Ring]) -> dict[str, Any]:

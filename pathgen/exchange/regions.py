@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pathgen.data.labels import Labeled, LabelTable, match
+from pathgen.data.labels import LabelTable
 from pathgen.errors import DataError, NoInputError, PathgenError, StorageError, StoreError
-from pathgen.exchange.foreign import ForeignSize, patch_size, read_coords
+from pathgen.exchange.entries import labels_of
+from pathgen.exchange.foreign import patch_size, read_coords
+from pathgen.exchange.imported import add_to_ledger, spare_ledger
 from pathgen.exchange.importing import ImportConfig, ImportReport, digest_of, is_done
+from pathgen.exchange.resizing import Region, asked_size, exact_plan, note_sizes, own_size
 from pathgen.progress import Progress
 from pathgen.provenance import Provenance
 from pathgen.stores.patches import PatchStore
@@ -21,11 +24,12 @@ from pathgen.tiling.cutting import Cutter, check_damage
 from pathgen.tiling.grid import TileGrid, spread
 from pathgen.tiling.inputs import SlideInput, find_slides
 from pathgen.tiling.layout import Layout
+from pathgen.tiling.ledger import REASONS, LedgerRow
 from pathgen.tiling.maskattr import mask_attribute
-from pathgen.tiling.readers.check import slide_identity
+from pathgen.tiling.readers.check import slide_identity, without_suffix
 from pathgen.tiling.slide import SlideReader
 from pathgen.tiling.task import TileConfig, TileTask
-from pathgen.tiling.tiler import slide_facts
+from pathgen.tiling.tiler import slide_facts, stored
 
 #: Rows of a file that are cut together and put back into its order.
 ROWS = 512
@@ -35,75 +39,74 @@ def import_patches(
     found: Mapping[str, Path], slides: Path, out: Path, config: ImportConfig,
     labels: LabelTable | None, overwrite: bool, progress: Progress,
 ) -> ImportReport:  # fmt: skip
-    """One patch store a coordinate file, rows in the file's order."""
-    report = ImportReport(out, "patches")
+    """One patch store a coordinate file, rows in the file's order; and a ledger of all."""
+    report, rows = ImportReport(out, "patches"), []
     inputs = slides_by_name(slides)
-    known = match(list(found), labels) if labels else {}
+    known = labels_of(list(found), labels) if labels else {}
+    spare_ledger(out)
     with progress.task("import", len(found)) as task:
         for name, path in found.items():
+            row = known.get(name)
+            told = {"label": row.label, "patient": row.patient} if row else {}
             try:
-                _import_one(
-                    name, path, slide_of(name, inputs), out, config, known.get(name), overwrite,
-                    report,
-                )  # fmt: skip
+                slide = replace(slide_of(name, inputs), name=name)
+                if slide.problem:
+                    raise slide.problem
+                slide = replace(slide, **{key: value for key, value in told.items() if value})
+                rows.append(_import_one(path, slide, out, config, overwrite, report))
             except (StorageError, StoreError):
                 raise
             except PathgenError as error:
                 report.failed[name] = str(error)
+                rows.append(LedgerRow.failure(name, path.name, error, **told))
             task.advance(1, note=name)
+    note_sizes(report)
+    add_to_ledger(out, rows)
     return report
 
 
 def _import_one(
-    name: str, path: Path, slide: SlideInput, out: Path, config: ImportConfig,
-    label: Labeled | None, overwrite: bool, report: ImportReport,
-) -> None:  # fmt: skip
-    if slide.problem:
-        raise slide.problem
-    slide = replace(slide, name=name)
-    if label is not None:
-        slide = replace(slide, label=label.label, patient=label.patient or slide.patient)
-    coords, size = read_coords(path), patch_size(path)
+    path: Path, slide: SlideInput, out: Path, config: ImportConfig, overwrite: bool,
+    report: ImportReport,
+) -> LedgerRow:  # fmt: skip
+    coords, said = read_coords(path), patch_size(path)
     identity = slide_identity(slide.path)
     task = TileTask(slide, out, TileConfig(min_tissue=0, slide_mpp=config.slide_mpp))
     with task.open() as reader:
-        task = replace(task, config=_settings(size, reader, config))
+        own = own_size(said, reader)
+        size = asked_size(own, reader, config)
+        task = replace(task, config=_settings(size, config))
+        given = {"patch_size": own.size, "side": own.side, "overlap": own.overlap}
         provenance = Provenance(
-            stage="import", config=task.settings,
+            stage="import", config={**task.settings, "given": given},
             inputs={"slide": identity, "coords": digest_of(path)},
         )  # fmt: skip
-        report.rows += len(coords)
-        report.stores.append(task.store)
-        if not is_done(task.store, provenance, overwrite):
-            try:
-                _cut(task, reader, coords, provenance)
-            except PathgenError:
-                report.rows -= len(coords)
-                report.stores.remove(task.store)
-                raise
-
-
-def _settings(size: ForeignSize, slide: SlideReader, config: ImportConfig) -> TileConfig:
-    """The scale that gives patches of exactly the foreign size; no patch is filtered out."""
-    if size.level is not None and size.level >= len(slide.downsamples):
-        raise DataError(
-            "the slide has no such level", code="PG-F04", where=slide.name,
-            why=f"patch_level is {size.level} and it has {len(slide.downsamples)} levels",
-            hint="give the slides that the coordinates were made from",
+        row = LedgerRow(
+            slide.name, "done" if len(coords) else "empty", "ok" if len(coords) else "no_coords",
+            "" if len(coords) else REASONS["no_coords"], slide.path.name, candidates=len(coords),
+            patches=len(coords), mpp=reader.mpp, mpp_source=reader.mpp_source,
+            reader=reader.reader, store=task.paths[0], **task.known,
         )  # fmt: skip
-    if size.level is not None:
-        step = slide.downsamples[size.level]
-    else:
-        step = (size.side or size.size) / size.size
+        if not is_done(task.store, provenance, overwrite):
+            _cut(task, reader, coords, own, size, provenance, row)
+    report.rows += len(coords)
+    report.stores.append(task.store)
+    report.sizes[slide.name] = (size.size, size.mpp)
+    return row
+
+
+def _settings(size: Region, config: ImportConfig) -> TileConfig:
+    """The scale that gives patches of exactly this size; no patch is filtered out."""
     return TileConfig(
-        patch_size=size.size, mpp=slide.mpp * step, overlap=size.overlap, min_tissue=0,
-        min_hematoxylin=0, max_damaged=0, allow_upsample=True, slide_mpp=config.slide_mpp,
+        patch_size=size.size, mpp=size.mpp, overlap=size.overlap, min_tissue=0, min_hematoxylin=0,
+        max_damaged=0, allow_upsample=True, slide_mpp=config.slide_mpp,
     )  # fmt: skip
 
 
 def _cut(
-    task: TileTask, slide: SlideReader, coords: NDArray[np.int64], provenance: Provenance
-) -> None:
+    task: TileTask, slide: SlideReader, coords: NDArray[np.int64], own: Region, size: Region,
+    provenance: Provenance, row: LedgerRow,
+) -> None:  # fmt: skip
     beyond = (coords < 0).any(axis=1) | (coords >= slide.size).any(axis=1)
     if beyond.any():
         raise DataError(
@@ -112,6 +115,7 @@ def _cut(
             "pixels", hint="give the slides that the coordinates were made from",
         )  # fmt: skip
     whole = Layout.of(slide, task)
+    whole = replace(whole, plan=exact_plan(whole.plan, slide, task.config, size.side))
     plan = whole.plan
     geometry = {
         "patch_size_level0": spread(plan), "read_level": plan.level, "mpp_error": plan.mpp_error,
@@ -129,8 +133,11 @@ def _cut(
             grid = TileGrid(coords[rows], cells[rows])
             part = replace(whole, grid=grid, tissue=grid.tissue(whole.mask, plan))
             writer.append(**_in_order(part, slide, task.config))
+        writer.set_attr("ledger", stored(row))
         writer.set_attr("background", whole.background)
         writer.set_attr("tissue_mask", mask_attribute(whole.mask))
+        if size != own:
+            writer.set_attr("resampled_from", {"patch_size": own.size, "mpp": own.mpp})
 
 
 def _in_order(layout: Layout, slide: SlideReader, config: TileConfig) -> dict[str, Any]:
@@ -161,11 +168,12 @@ def _cells(
 
 
 def slides_by_name(slides: Path) -> dict[str, list[SlideInput]]:
-    """The slides of a folder by the last part of their name."""
+    """The slides of a folder by the last part of their name, and by that of their file."""
     found: dict[str, list[SlideInput]] = {}
     for slide in find_slides(slides)[0]:
         if not slide.same_as:
-            found.setdefault(slide.name.rpartition("/")[2], []).append(slide)
+            for name in {slide.name.rpartition("/")[2], without_suffix(slide.path.name)}:
+                found.setdefault(name, []).append(slide)
     return found
 
 

@@ -16,6 +16,7 @@ from pathgen.exchange.entries import Entry, encoder_folders, folder_of
 from pathgen.exchange.export import ExportConfig, Log
 from pathgen.exchange.files import write_csv, write_h5
 from pathgen.exchange.findings import Finding, over
+from pathgen.exchange.geometry import without_scale
 from pathgen.exchange.hdf5 import describe, read_array, read_counts
 from pathgen.stores.features import FeatureStore
 
@@ -47,7 +48,7 @@ def _write_one(entry: Entry, store: FeatureStore, folder: Path, name: str) -> No
     if geometry.mpp is None or geometry.target_mpp is None:
         raise DataError(
             "pixel size of the slide is not known", code="PG-F02", where=entry.name,
-            why="STAMP counts in microns", hint="tile with --slide-mpp",
+            why="STAMP counts in microns", hint=without_scale(geometry),
         )  # fmt: skip
     features = store.features().astype(np.float32)
     largest = float(np.abs(features).max()) if len(features) else 0.0

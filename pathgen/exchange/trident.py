@@ -12,14 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from pathgen.exchange.contours import contours_of, trident_geojson
+from pathgen.exchange.contours import mask_of, trident_geojson
 from pathgen.exchange.entries import Entry, encoder_folders, folder_of
 from pathgen.exchange.export import ExportConfig, Log
 from pathgen.exchange.files import write_csv, write_h5, write_json
 from pathgen.exchange.findings import Finding, over
 from pathgen.exchange.geometry import TridentSize, grid_of
 from pathgen.exchange.hdf5 import describe, read_array, read_counts
+from pathgen.exchange.slidepixels import exact, note_normalized
 from pathgen.exchange.torchmil import edges
+from pathgen.tiling.tracing import pieces
 
 CONSUMER = "TRIDENT"
 TORCHMIL = "torchmil TridentWSIDataset"
@@ -38,6 +40,7 @@ def write(entries: Sequence[Entry], folder: Path, config: ExportConfig, log: Log
         geometry = entry.geometry
         size = geometry.trident(entry.name)
         _say(entry, size, log)
+        note_normalized(entry, CONSUMER, log)
         job = job_folder(size, geometry.overlap)
         attrs = _attrs(entry, size, job)
         coords = entry.coords
@@ -56,12 +59,12 @@ def write(entries: Sequence[Entry], folder: Path, config: ExportConfig, log: Log
                     "coords": attrs,
                 },
             )  # fmt: skip
-        outline = contours_of(entry)
-        if outline is None:
+        mask = mask_of(entry)
+        if mask is None:
             log.note("the stores hold no tissue contours, so contours_geojson/ is left out")
         else:
             write_json(
-                folder / "contours_geojson" / f"{entry.id}.geojson", trident_geojson(outline)
+                folder / "contours_geojson" / f"{entry.id}.geojson", trident_geojson(pieces(mask))
             )
     labeled = [entry for entry in entries if entry.label is not None]
     if labeled:
@@ -88,12 +91,13 @@ def _attrs(entry: Entry, size: TridentSize, job: str) -> dict[str, Any]:
 def _say(entry: Entry, size: TridentSize, log: Log) -> None:
     if size.rounded > 0.01:
         cut = f"{entry.id}: {size.size_level0} for {entry.geometry.side[0]:.2f}"
-        log.most("TRIDENT reads whole level-0 pixels a side", size.rounded, cut)
+        text = f"TRIDENT reads whole level-0 pixels a side{exact(entry.geometry)}"
+        log.most(text, size.rounded, cut)
     if size.target != size.nominal:
         nominal = round(size.size * size.level0 / size.nominal)
         log.most(
             f"target_magnification is not quite {size.nominal:g}, with which TRIDENT would read "
-            "another number of pixels than was cut", abs(nominal - size.size_level0),
+            f"another number of pixels than was cut{exact(entry.geometry)}", abs(nominal - size.size_level0),
             f"{entry.id}: {size.target:.6g} for {size.size_level0} pixels instead of {nominal}",
         )  # fmt: skip
 

@@ -13,9 +13,10 @@ import numpy as np
 
 from pathgen import commit
 from pathgen.errors import ConfigError, NoInputError, PathgenError, StoreError
-from pathgen.exchange.export import FORMATS, read_manifest
+from pathgen.exchange.export import FORMATS, MANIFEST, read_manifest
 from pathgen.exchange.files import crc32_of
 from pathgen.exchange.findings import Finding
+from pathgen.places import inside
 from pathgen.progress import Progress, Silent
 from pathgen.stores.patches import PatchStore
 from pathgen.stores.store import SUFFIXES, Store, open_store
@@ -233,7 +234,12 @@ def _ledger_problems(
         if row["state"] != "failed" and row["candidates"] != dropped + row["patches"]:
             yield f"{row['slide']}: candidates are not dropped plus patches"
         if row["store"]:
-            yield from _store_problems(folder / row["store"], row)
+            try:
+                path = inside(folder, row["store"], folder / "slides.json")
+            except StoreError as error:
+                yield f"{row['slide']}: {error.what}: {error.why}"
+            else:
+                yield from _store_problems(path, row)
     listed = {row["store"] for row in rows if row["store"]}
     for path in _stores_below(folder):
         name = path.relative_to(folder).as_posix()
@@ -263,7 +269,7 @@ def check_manifest(folder: Path) -> Iterator[Finding]:
     files: Mapping[str, int] = (read_manifest(folder) or {}).get("files", {})
     bad = 0
     for name, expected in files.items():
-        path = folder / name
+        path = inside(folder, name, folder / MANIFEST)
         if not path.is_file():
             bad += 1
             yield Finding.error(path, "pathgen", "not there", "the export wrote it")

@@ -76,10 +76,34 @@ def collect(folder: Path) -> Found:
     if not found:
         raise NoInputError(
             "nothing to report on", where=folder,
-            why="; ".join(found.notes) or "no tiles, run, features or evaluation in it",
-            hint="give a folder that a pathgen command wrote, or one that holds several",
+            why="; ".join((*_others(folder), *found.notes))
+            or "no tiles, run, features or evaluation in it",
+            hint="it reports on slides.json of tile, import --slides and refilter; on runs of "
+            "pretrain; on features; and on results of knn and train-mil; give such a folder, or "
+            "one that holds several",
         )  # fmt: skip
     return found
+
+
+def _others(folder: Path) -> list[str]:
+    """Outputs of pathgen that have no section, and what shows them instead."""
+    said = []
+    if (folder / "pathgen-export.json").is_file():
+        said.append("it is an export, which pathgen verify checks")
+    if (folder / "doctor.html").is_file():
+        said.append("it is a diagnosis: open its doctor.html")
+    if not said and _holds_patches(folder):
+        said.append("it holds patch stores without their ledger slides.json")
+    return said
+
+
+def _holds_patches(folder: Path) -> bool:
+    from pathgen.stores import find_stores
+
+    try:
+        return bool(find_stores(folder, kind="patches"))
+    except NoInputError:
+        return False
 
 
 def _look(found: Found, place: Path, names: set[str]) -> None:

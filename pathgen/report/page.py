@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from pathgen import __version__, commit
 from pathgen.errors import StorageError
+from pathgen.places import spare_page
 from pathgen.progress import Progress, Silent
 from pathgen.report.blocks import Code, Note, Section, Text
 from pathgen.report.collect import Found, Unreadable, collect, read_json, read_object
@@ -40,12 +41,14 @@ def write_report(folder: Path, out: Path | None = None, *, progress: Progress = 
 
     Raises:
         NoInputError: PG-N01, no such folder or nothing of pathgen's in it.
+        ConfigError: PG-O19, another program's file is at `out`.
         StorageError: PG-O01, PG-O03, `out` is a folder or cannot be written.
     """
     folder = Path(folder)
     out = folder / "report.html" if out is None else Path(out)
     if out.is_dir():
         raise StorageError("output is a folder", where=out, hint="name a file, as report.html")
+    spare_page(out)
     found = collect(folder)
     sections = build_sections(found, progress)
     html = render(found, sections)

@@ -78,12 +78,14 @@ class SlideFacts(BaseModel):
     """Where the resolution came from, as ``"file"`` or ``"given"``."""
     suffix: str | None = None
     """Of the slide file, as ``".svs"``: with it other tools find the file again."""
+    file: str | None = None
+    """Name of the slide file, as ``"S1.svs"``; `name` escapes what is odd in it."""
     level_sizes: tuple[tuple[int, int], ...] | None = None
     """Width and height of each pyramid level."""
     downsamples: tuple[float, ...] | None = None
     """Level-0 pixels per pixel of each level."""
 
-    @field_validator("name", mode="before")
+    @field_validator("name", "file", mode="before")
     @classmethod
     def _printable(cls, name: Any) -> Any:
         # A file name that is not UTF-8 comes with lone surrogates, which no text attribute holds.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from functools import partial
@@ -24,7 +25,8 @@ from pathgen.tiling.inputs import find_slides
 from pathgen.tiling.ledger import LedgerRow, TileReport, write_ledger
 from pathgen.tiling.maskfiles import with_masks
 from pathgen.tiling.pool import Crashed, default_workers, run_all
-from pathgen.tiling.resume import flat, look_around
+from pathgen.tiling.resume import STORES, flat, look_around
+from pathgen.tiling.strangers import is_tile_settings, spare_others
 from pathgen.tiling.task import TileConfig, TileTask
 
 if TYPE_CHECKING:
@@ -87,8 +89,8 @@ def tile(
     Raises:
         NoInputError: PG-N01, nothing to tile.
         ConfigError: PG-O19, `out` holds stores made with other settings or of other slides, or
-            a store's place is taken by what `tile` has not made. PG-C01, `slide_timeout`
-            without workers.
+            a store's or another output's place is taken by what `tile` has not made. PG-C01,
+            `slide_timeout` without workers.
         StorageError: PG-O01, PG-O03, `out` cannot be written.
         BusyError: PG-O06, another pathgen with other settings writes there.
         ClusterError: PG-E03 to PG-E05, `machines` cannot be used.
@@ -107,6 +109,7 @@ def tile(
     given = with_masks(given, masks, config.masks.missing)
     _spare_the_list(slides, out)
     tasks = [TileTask(slide, out, config, plan=plan) for slide in given]
+    spare_others(out, _thumbnails(tasks), is_tile_settings)
     with ExitStack() as stack:
         claims = None
         if not plan:
@@ -176,6 +179,14 @@ def _spare_the_list(slides: str | Path | Sequence[str | Path], out: Path) -> Non
                 "the ledger would take the place of the list of slides", code="PG-O19", where=path,
                 hint="choose another --out, or another name for the list",
             )  # fmt: skip
+
+
+def _thumbnails(tasks: Sequence[TileTask]) -> Iterator[Path]:
+    """Those that will be made; one beside a store is its own."""
+    for task in tasks:
+        stores = (task.store.with_name(f"{task.store.stem}.{kind}") for kind in STORES)
+        if not any(map(os.path.lexists, stores)):
+            yield task.thumbnail
 
 
 def _sweeper(out: Path) -> Callable[..., None]:

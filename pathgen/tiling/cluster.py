@@ -10,10 +10,11 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -185,8 +186,14 @@ def _connect(address: str) -> Iterator[Client]:
 
 @contextmanager
 def _submit(jobs: int, options: dict[str, Any]) -> Iterator[Client]:
+    if shutil.which("sbatch") is None:  # dask-jobqueue would wait for jobs that never start
+        raise ClusterError(
+            "SLURM is not on this host", where="--slurm", why="there is no `sbatch` on the PATH",
+            hint="run it on a login node, or without --slurm on this machine",
+        )  # fmt: skip
     cluster = slurm_cluster(options)
     try:
+        _start(cluster, jobs)
         # Kept at that number: a job that ends at its time limit is followed by another.
         cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)
         client = _dask().Client(cluster, set_as_default=False)
@@ -195,8 +202,24 @@ def _submit(jobs: int, options: dict[str, Any]) -> Iterator[Client]:
         finally:
             client.close()
     finally:
-        # As a context manager it would swallow exceptions, Ctrl-C too.
-        cluster.__exit__(None, None, None)
+        # As a context manager it would swallow exceptions, Ctrl-C too. A job that was refused makes
+        # it assert that the job runs.
+        with suppress(AssertionError):
+            cluster.__exit__(None, None, None)
+
+
+def _start(cluster: Any, jobs: int) -> None:
+    """Submit the jobs now: `adapt` would only log that SLURM refuses them, and wait."""
+    cluster.scale(jobs=jobs)
+    try:
+        cluster.sync(cluster._correct_state)
+    except RuntimeError as error:
+        said = [line.strip() for line in str(error).splitlines() if line.strip()]
+        why = next((line for line in said if "error:" in line), said[-1] if said else None)
+        raise ClusterError(
+            "SLURM refuses the jobs", where="--slurm", why=why,
+            hint="see `sinfo` for partitions, `sacctmgr show assoc user=$USER` for accounts",
+        ) from error  # fmt: skip
 
 
 def slurm_cluster(options: dict[str, Any]) -> Any:

@@ -3,86 +3,73 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid5
+from uuid import NAMESPACE_DNS, UUID, uuid5
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pathgen import commit
 from pathgen.provenance import digest
 from pathgen.stores.patches import PatchStore, SlideFacts
 from pathgen.tiling.maskattr import read_mask
 from pathgen.tiling.tissue import TissueMask
+from pathgen.tiling.tracing import Ring, pieces
 
-#: Names pathgen's annotations: equal tissue of an equal slide has equal ids.
-NAMESPACE = UUID("5d0f6f0e-4d0a-5f3b-9a53-2f0c5b8c7a11")
-COLOR = (0, 90, 200)
-
-
-def outlines_of(mask: TissueMask) -> list[list[NDArray[np.float64]]]:
-    """Each piece of tissue as its rings, exterior first; level-0 x, y (n, 2), closed.
-
-    The rings pass between the centers of tissue and of glass, so that filling them gives the same
-    mask again.
-    """
-    from scipy.ndimage import label
-    from skimage.measure import find_contours
-
-    pixels = np.pad(mask.pixels, 1)
-    pieces, count = label(pixels, np.ones((3, 3)))
-    exteriors: list[list[NDArray[np.float64]]] = [[] for _ in range(count)]
-    holes: list[list[NDArray[np.float64]]] = [[] for _ in range(count)]
-    contours = find_contours(  # type: ignore[no-untyped-call]
-        pixels.astype(np.uint8), 0.5, fully_connected="high"
-    )
-    for contour in contours:
-        low, high = np.floor(contour[0]).astype(int), np.ceil(contour[0]).astype(int)
-        piece = int(max(pieces[tuple(low)], pieces[tuple(high)])) - 1
-        ring = (contour[:, ::-1] - 0.5) * mask.scale + mask.origin
-        x, y = (ring - ring[0]).T
-        outer = float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum()) > 0
-        (exteriors if outer else holes)[piece].append(_straightened(ring))
-    return [[*exteriors[i], *holes[i]] for i in range(count)]
+#: Of all ids in GeoJSON of pathgen: equal things of equal slides have equal ids.
+NAMESPACE = uuid5(NAMESPACE_DNS, "pathgen")
+#: The class of an outline; QuPath refuses one without a color.
+TISSUE: Mapping[str, Any] = {"name": "Tissue", "color": [0, 90, 200]}
 
 
-def _straightened(ring: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Without the points on straight lines."""
-    open_ring = ring[:-1]
-    before, after = np.roll(open_ring, 1, axis=0), np.roll(open_ring, -1, axis=0)
-    (ax, ay), (bx, by) = (open_ring - before).T, (after - open_ring).T
-    corner = np.abs(ax * by - ay * bx) > 1e-6 * (np.hypot(ax, ay) * np.hypot(bx, by))
-    kept = open_ring[corner]
-    return np.concatenate([kept, kept[:1]])
-
-
-def tissue_geojson(mask: TissueMask, bounds: tuple[int, int, int, int], identity: str) -> str:
-    """One annotation a piece of tissue, of class Tissue, counted from the scanned part.
+def tissue_features(
+    mask: TissueMask, corner: Sequence[int], identity: str, *, locked: bool = False
+) -> Iterator[dict[str, Any]]:
+    """One annotation a piece of tissue, of class Tissue.
 
     Args:
-        bounds: x, y, width, height of what was scanned; QuPath shows only that.
+        corner: level-0 x, y of the scanned part, from which QuPath counts.
         identity: digest of the slide, of which the ids are made.
+        locked: QuPath then keeps it from being moved by accident.
     """
-    features = []
-    for number, rings in enumerate(outlines_of(mask)):
-        coordinates = [np.round(ring - bounds[:2], 2).tolist() for ring in rings]
-        features.append(_feature(coordinates, uuid5(NAMESPACE, f"{identity}/{number}/{rings[0]}")))
-    mark = {"digest": digest(features, 32)}
+    for piece in pieces(mask):
+        rings = [moved(ring, corner) for ring in (piece.exterior, *piece.holes)]
+        yield {
+            "type": "Feature",
+            "id": str(_id(identity, rings)),
+            "geometry": {"type": "Polygon", "coordinates": rings},
+            "properties": {
+                "objectType": "annotation", "classification": TISSUE,
+                **({"isLocked": True} if locked else {}),
+            },
+        }  # fmt: skip
+
+
+def moved(ring: Ring, corner: Sequence[int]) -> Ring:
+    """Counted from another corner, to a thousandth of a pixel."""
+    return [[whole(x - corner[0]), whole(y - corner[1])] for x, y in ring]
+
+
+def whole(value: float) -> float:
+    return int(value) if value == int(value) else round(value, 3)
+
+
+def _id(identity: str, rings: Sequence[Ring]) -> UUID:
+    return uuid5(NAMESPACE, f"{identity}/tissue/{json.dumps(rings)}")
+
+
+def tissue_geojson(mask: TissueMask, bounds: Sequence[int], identity: str) -> str:
+    """`tissue_features` as a file, which says what it was made of, and if it was changed since.
+
+    Args:
+        bounds: x, y, width, height of what was scanned.
+        identity: digest of the slide.
+    """
+    features = list(tissue_features(mask, bounds, identity))
+    mark = {"digest": digest(features, 32), "mask": _digest(mask, bounds, identity)}
     return json.dumps({"type": "FeatureCollection", "features": features, "pathgen": mark}) + "\n"
-
-
-def _feature(coordinates: list[Any], name: UUID) -> dict[str, Any]:
-    return {
-        "type": "Feature",
-        "id": str(name),
-        "geometry": {"type": "Polygon", "coordinates": coordinates},
-        "properties": {
-            "objectType": "annotation",
-            "classification": {"name": "Tissue", "color": list(COLOR)},
-        },
-    }
 
 
 def tissue_path(out: Path, slide: str) -> Path:
@@ -90,31 +77,41 @@ def tissue_path(out: Path, slide: str) -> Path:
 
 
 def write_tissue(path: Path, mask: TissueMask, facts: SlideFacts) -> None:
-    """Write `tissue_geojson`, unless someone has changed what is there."""
-    if path.exists() and not _untouched(path):
-        return
+    """Write `tissue_geojson`, unless it is there or someone has changed what is there."""
     bounds = facts.bounds or (0, 0, facts.width, facts.height)
+    if path.exists():
+        mark = _untouched(path)
+        if mark is None or mark.get("mask") == _digest(mask, bounds, facts.identity):
+            return
     commit.write_text(path, tissue_geojson(mask, bounds, facts.identity))
 
 
 def write_missing(out: Path, stores: Sequence[Path]) -> None:
-    """The outlines of stores that an earlier run made without them.
+    """The outlines of stores that an earlier run made without them, or with other settings.
 
     Raises:
         StoreError: a store has no tissue mask, or a damaged one.
     """
     for path in stores:
         name = path.relative_to(out).as_posix().removesuffix(path.suffix)
-        if not tissue_path(out, name).exists():
-            with PatchStore.open(path) as store:
-                mask = read_mask(store.attrs.get("tissue_mask", {}))
-                write_tissue(tissue_path(out, name), mask, store.slide)
+        with PatchStore.open(path) as store:
+            mask = read_mask(store.attrs.get("tissue_mask", {}))
+            write_tissue(tissue_path(out, name), mask, store.slide)
 
 
-def _untouched(path: Path) -> bool:
-    """Whether a file is as `write_tissue` left it; QuPath and people drop the mark."""
+def _digest(mask: TissueMask, bounds: Sequence[int], identity: str) -> str:
+    """Of all that the outline is made from."""
+    place = [mask.pixels.shape, mask.origin, mask.scale, list(bounds), identity]
+    state = blake2b(json.dumps(place).encode(), digest_size=16)
+    state.update(np.packbits(mask.pixels).tobytes())
+    return state.hexdigest()
+
+
+def _untouched(path: Path) -> dict[str, Any] | None:
+    """The mark of a file that is as `write_tissue` left it; QuPath and people drop or break it."""
     try:
         value = json.loads(path.read_bytes())
-        return bool(value["pathgen"]["digest"] == digest(value["features"], 32))
+        mark: dict[str, Any] = value["pathgen"]
+        return mark if mark["digest"] == digest(value["features"], 32) else None
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return None

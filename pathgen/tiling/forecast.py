@@ -89,8 +89,8 @@ def plan_slide(task: TileTask, sample: bool) -> tuple[LedgerRow, dict[str, Any] 
     if row is not None:
         return row, None
     start = time.perf_counter()
-    task.provenance()
     with task.open() as slide:
+        task.provenance(slide.mpp_source)
         layout = Layout.of(slide, task)
         preparation = prepare(slide, layout, task.config)
         row = layout.row(task, slide, None, preparation.messages)

@@ -24,6 +24,7 @@ REASONS = {
     "too_small": "smaller than one patch",
     "no_mask": "left out, as masks were given and none for it",
     "same_slide": "another file of a slide that has a row of its own",
+    "no_coords": "the imported file names no patch",
     "filtered": "tissue found, but no patch passed the filters",
 }
 

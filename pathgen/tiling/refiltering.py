@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from pathgen.provenance import Provenance
 from pathgen.stores import PatchStore, find_stores
 from pathgen.tiling.ledger import REASONS, LedgerRow, TileReport, write_ledger
 from pathgen.tiling.selection import CAUSES, Histogram, Selected, Selection, combined, select
+from pathgen.tiling.strangers import spare_others
 from pathgen.tiling.tiled import Tiled, tiled
 
 #: Rows that are copied at a time: about 30 MB.
@@ -78,7 +79,8 @@ def refilter(
         NoInputError: PG-N01, no patch stores.
         ConfigError: PG-C09, the selection is empty or does not fit a store; PG-O19, `out`
             is in use, or two stores have one name.
-        StoreError: a store is damaged or unfinished. StorageError: `out` cannot be written.
+        StoreError: a store is damaged or unfinished; PG-O20, a ledger names files elsewhere.
+        StorageError: `out` cannot be written.
         BusyError: PG-O06, another pathgen writes there.
     """
     if not plan and not selection.limits and not selection.classes:
@@ -101,17 +103,19 @@ def refilter(
     if plan:
         scores = _scores([source.store for source in sources if source.store])
         return RefilterReport(report.without_stores(), before, scores)
+    settings = _settings(sources, selection)
+    spare_others(out, _thumbnails(sources, out), settings.encode().__eq__)
     commit.writable_folder(out)
     with commit.lock(out):
         commit.sweep(out)
         _refuse_strangers(out, rows)
+        commit.write_text(out / "config.yaml", settings)  # first: it says whose the folder is
         with progress.task("refilter", len(sources)) as bar:
             kept = 0
             for source, selected, row in zip(sources, chosen, rows, strict=True):
                 if source.store is not None and selected is not None:
                     kept += _write(source, selected, row, out, selection, overwrite)
                 bar.advance(note=row.slide)
-        commit.write_text(out / "config.yaml", _settings(sources, selection))
         report = replace(report, kept=kept)
         write_ledger(report)
     return RefilterReport(report, before)
@@ -179,7 +183,8 @@ def _write(
         provenance = Provenance(stage="refilter", config=config, inputs={"patches": store.id})
         if _is_there(path, provenance.id, overwrite):
             return True
-        ledger = {name: getattr(row, name) for name in store.attrs.get("ledger", {})}
+        known = store.attrs.get("ledger", {})
+        ledger = {name: value for name, value in asdict(row).items() if name in known}
         with store.selected(path, provenance) as writer:
             if ledger:
                 writer.set_attr("ledger", ledger)
@@ -239,6 +244,16 @@ def _in_the_way(path: Path, why: str) -> ConfigError:
     return ConfigError(
         "output is in use", code="PG-O19", where=path, why=why, hint="choose another --out"
     )
+
+
+def _thumbnails(sources: Sequence[Tiled], out: Path) -> Iterator[Path]:
+    """Those that will be made; one beside a store is its own."""
+    for source in sources:
+        row = source.row
+        if source.thumbnail is None or row.thumbnail is None or row.store is None:
+            continue
+        if not os.path.lexists(out / row.store):
+            yield out / row.thumbnail
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -151,7 +151,8 @@ def finished(task: TileTask) -> LedgerRow | None:
 
 def _compare(task: TileTask, store: PatchStore, overwrite: bool) -> LedgerRow | None:
     """The row of a sound store that stays; None when it is to be made anew."""
-    mine, theirs = flat(task.settings), flat(store.provenance.config)
+    source = store.slide.mpp_source
+    mine, theirs = flat(task.settings_for(source)), flat(store.provenance.config)
     key = next((k for k in [*mine, *theirs] if mine.get(k) != theirs.get(k)), None)
     if key is not None:
         why = f"the setting {key} was {theirs.get(key)!r} and is now {mine.get(key)!r}"
@@ -161,7 +162,7 @@ def _compare(task: TileTask, store: PatchStore, overwrite: bool) -> LedgerRow | 
         try:
             if task.slide.problem:
                 raise task.slide.problem
-            wanted = task.provenance()
+            wanted = task.provenance(source)
         except PathgenError as error:
             return _kept(task, error)
         if store.id == wanted.id:
@@ -195,11 +196,28 @@ def _refuse_strangers(out: Path, tasks: Iterable[TileTask]) -> None:
     if not strange:
         return
     more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+    # A list in a parent folder names the slides with the folders between.
+    lost = set(strange)
+    moved = next((n for n in sorted(mine) if any(tail in lost for tail in _tails(n))), None)
+    hint = "give all slides, choose another --out, or remove those stores"
+    if moved is not None:
+        hint = (
+            "slides are named by their folders below the folder or list that is given: give the "
+            "folder as before, and the list after it"
+        )
     raise ConfigError(
         "stores of other slides are here", code="PG-O19", where=out,
-        why=f"not among the slides given: {', '.join(strange[:3])}{more}",
-        hint="give all slides, choose another --out, or remove those stores",
+        why=f"not among the slides given: {', '.join(strange[:3])}{more}"
+        + ("" if moved is None else f"; they may be the ones now named as {moved}"),
+        hint=hint,
     )  # fmt: skip
+
+
+def _tails(name: str) -> Iterator[str]:
+    """``b/c`` and ``c`` of ``a/b/c``."""
+    while "/" in name:
+        name = name.partition("/")[2]
+        yield name
 
 
 def _stores_below(out: Path) -> Iterator[str]:

@@ -150,7 +150,7 @@ class TileTask:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that the content of the store depends on, besides the slide file."""
+        """All that the content of the store may depend on, besides the slide file."""
         settings = self.config.model_dump(mode="json", exclude=set(COSMETIC))
         facts = {"name": self.slide.name, "format": FORMAT_VERSION, **self.known}
         if self.slide.mpp is not None:
@@ -161,7 +161,15 @@ class TileTask:
             settings["normalize"]["target"] = content(target)
         return {**settings, "slide": facts}
 
-    def provenance(self) -> Provenance:
+    def settings_for(self, mpp_source: str | None) -> dict[str, Any]:
+        """All that it depends on, of a slide whose pixel size comes from `mpp_source`: the
+        setting `slide_mpp` counts only where it was used."""
+        settings = self.settings
+        if mpp_source != "option":
+            settings["slide_mpp"] = None
+        return settings
+
+    def provenance(self, mpp_source: str | None) -> Provenance:
         """Its id says whether a store on disk is what this task would make.
 
         Raises:
@@ -170,7 +178,7 @@ class TileTask:
         inputs = {"slide": slide_identity(self.slide.path)}
         if self.slide.mask is not None:
             inputs["mask"] = mask_digest(self.slide.mask)
-        return Provenance(stage="tile", config=self.settings, inputs=inputs)
+        return Provenance(stage="tile", config=self.settings_for(mpp_source), inputs=inputs)
 
     def regions(self, slide: SlideReader) -> Regions | None:
         """What the slide's mask draws; None without a mask.

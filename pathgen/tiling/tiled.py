@@ -9,8 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from pathgen.errors import NoInputError, StoreError
+from pathgen.places import astray, inside
 from pathgen.stores import PatchStore, find_stores
+from pathgen.stores.store import SUFFIXES
 from pathgen.tiling.ledger import LedgerRow
+
+#: What a store may not say of itself: where it lies, and so where others of its name would go.
+_PLACES = frozenset({"slide", "file", "store", "thumbnail"})
 
 
 @dataclass(frozen=True)
@@ -30,9 +35,12 @@ def tiled(place: Path) -> Iterator[Tiled]:
     the stores know of themselves.
 
     Raises:
-        NoInputError: PG-N01, no patch stores. StoreError: one is missing, damaged or unfinished.
+        NoInputError: PG-N01, no patch stores. StoreError: one is missing, damaged or unfinished;
+            PG-O20, the ledger names files outside of its folder.
     """
-    ledger = _ledger(place)
+    ledger = read_ledger(place)
+    for row in ledger:
+        _check(row, place)
     for row in ledger:
         store = place / row.store if row.store else None
         if store is not None and not store.exists():
@@ -52,10 +60,25 @@ def tiled(place: Path) -> Iterator[Tiled]:
                 label=found.label, patient=found.patient,
             )  # fmt: skip
             count = {"candidates": len(found), "patches": len(found)}
-            yield Tiled(replace(row, **_fields(found.attrs.get("ledger", count))), path, None)
+            told = _fields(found.attrs.get("ledger", count))
+            told = {name: value for name, value in told.items() if name not in _PLACES}
+            yield Tiled(replace(row, **told), path, None)
 
 
-def _ledger(place: Path) -> list[LedgerRow]:
+def _check(row: LedgerRow, place: Path) -> None:
+    """Whether a row names what `tile` would make, below `place`: outputs get the same names."""
+    said = place / "slides.json"
+    if row.store and inside(place, row.store, said).suffix not in SUFFIXES:
+        raise astray(row.store, said)
+    if row.thumbnail:
+        path = inside(place, row.thumbnail, said)
+        own = path.suffix == ".jpg" and Path(row.thumbnail).parts[0] == "thumbnails"
+        # Its bytes may be copied: a link must not pass another file off as a picture.
+        if not own or not path.resolve().is_relative_to(place.resolve()):
+            raise astray(row.thumbnail, said)
+
+
+def read_ledger(place: Path) -> list[LedgerRow]:
     """The rows in a folder that `tile` or `refilter` made; none elsewhere."""
     path = place / "slides.json"
     if not place.exists():

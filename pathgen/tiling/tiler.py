@@ -40,9 +40,9 @@ def tile_slide(task: TileTask) -> LedgerRow:
     if task.slide.unmasked and task.config.masks.missing == "skip":
         message = "left out, as masks were given and none for it"
         return LedgerRow(task.slide.name, "empty", "no_mask", message, path.name, **task.known)
-    provenance = task.provenance()
     before = stamp(path)
     with task.open() as slide:
+        provenance = task.provenance(slide.mpp_source)
         layout = Layout.of(slide, task)
         return _store(task, slide, layout, provenance, before)
 
@@ -87,7 +87,7 @@ def _store(
             )  # fmt: skip
         check_damage(slide, layout, cutter.tally, config)
         row = layout.row(task, slide, cutter.tally, preparation.messages)
-        writer.set_attr("ledger", _stored(row))
+        writer.set_attr("ledger", stored(row))
         writer.set_attr("background", layout.background)
         writer.set_attr("reader", slide.reader)
         writer.set_attr("read_shrink", plan.shrink)
@@ -108,6 +108,7 @@ def slide_facts(found: SlideInput, slide: SlideReader, identity: str) -> SlideFa
         bounds=slide.bounds, vendor=slide.vendor, objective=slide.objective,
         mpp_x=slide.mpp_xy[0], mpp_y=slide.mpp_xy[1], mpp_source=slide.mpp_source,
         suffix=found.path.name.removeprefix(without_suffix(found.path.name)),
+        file=found.path.name,
         level_sizes=slide.level_sizes, downsamples=slide.downsamples,
     )  # fmt: skip
 
@@ -124,11 +125,14 @@ def _write_thumbnail(
         picture.save(draft, "JPEG", quality=85)
 
 
-def _stored(row: LedgerRow) -> dict[str, Any]:
-    """What of a row a later run needs and could not know from the store's columns."""
-    names = ("state", "reason", "message", "candidates", *DROPPED, "ink", "patches", "mpp",
-             "mpp_source", "reader")  # fmt: skip
-    return {name: getattr(row, name) for name in names}
+#: What of a row a later run needs and could not know from the store's columns.
+_STORED = ("state", "reason", "message", "candidates", *DROPPED, "ink", "patches", "mpp",
+           "mpp_source", "reader")  # fmt: skip
+
+
+def stored(row: LedgerRow) -> dict[str, Any]:
+    """What a store keeps of its row."""
+    return {name: getattr(row, name) for name in _STORED}
 
 
 def row_of_store(task: TileTask, store: PatchStore) -> LedgerRow:
@@ -137,4 +141,5 @@ def row_of_store(task: TileTask, store: PatchStore) -> LedgerRow:
         task.slide.name, "done", "ok", "", task.slide.path.name, store=task.paths[0],
         thumbnail=task.paths[1], **task.known,
     )  # fmt: skip
-    return replace(row, **store.attrs["ledger"])
+    known = store.attrs["ledger"]
+    return replace(row, **{name: known[name] for name in _STORED if name in known})

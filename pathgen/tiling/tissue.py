@@ -12,7 +12,8 @@ from pydantic import Field
 
 from pathgen.config import Config
 from pathgen.tiling.overview import Overview, check_brightfield, read_overview
-from pathgen.tiling.segment import disk, glass, large_pieces, segment
+from pathgen.tiling.segment import glass, segment
+from pathgen.tiling.shapes import closed, filled, large_pieces
 from pathgen.tiling.slide import SlideReader
 
 
@@ -56,9 +57,14 @@ class TissueMask:
     """share of what looked like tissue that was left out as pen"""
 
     @cached_property
-    def _sums(self) -> NDArray[np.float64]:
-        sums = self.pixels.cumsum(0, dtype=np.float64).cumsum(1)
-        return np.pad(sums, ((1, 0), (1, 0)))
+    def _sums(self) -> NDArray[np.unsignedinteger]:
+        """Summed-area table (height + 1, width + 1), in no more bytes than the largest sum needs"""
+        height, width = self.pixels.shape
+        sums = np.zeros((height + 1, width + 1), np.min_scalar_type(max(height * width, 2**16)))
+        for above, row, pixels in zip(sums, sums[1:], self.pixels, strict=False):
+            np.cumsum(pixels, out=row[1:])
+            row += above
+        return sums
 
     def fraction(
         self, coords: NDArray[np.integer] | NDArray[np.floating], side: float | tuple[float, float]
@@ -121,30 +127,12 @@ def mask_of(overview: Overview, mpp_xy: tuple[float, float], config: TissueConfi
 
 def background(overview: NDArray[np.uint8]) -> tuple[int, int, int]:
     """Color of the empty glass, RGB; white where none is in sight."""
-    red, green, blue = (round(float(v)) for v in glass(overview.astype(np.float32)))
+    red, green, blue = (round(float(v)) for v in glass(overview))
     if green < 0.97 * min(red, blue):  # tissue to the edges: stains absorb green most, glass not
         return 255, 255, 255
     return red, green, blue
 
 
 def _cleaned(mask: NDArray[np.bool_], mpp: float, config: TissueConfig) -> NDArray[np.bool_]:
-    from scipy.ndimage import binary_closing
-
-    reach = round(config.close_um / mpp / 2)
-    if reach:
-        padded = np.pad(mask, reach)
-        mask = binary_closing(padded, disk(reach))[reach:-reach, reach:-reach]
-    mask = large_pieces(mask, mpp, config.min_area_mm2)
-    return _filled(mask, mpp, config.fill_holes_mm2)
-
-
-def _filled(mask: NDArray[np.bool_], mpp: float, most_mm2: float) -> NDArray[np.bool_]:
-    """With the holes up to that area; what is open to the edge is no hole."""
-    from scipy.ndimage import label
-
-    if not most_mm2:
-        return mask
-    holes, _ = label(np.pad(~mask, 1, constant_values=True))
-    small = np.bincount(holes.ravel()) * (mpp / 1000) ** 2 <= most_mm2
-    small[[0, holes[0, 0]]] = False
-    return np.asarray(mask | small[holes[1:-1, 1:-1]])
+    mask = closed(mask, round(config.close_um / mpp / 2))
+    return filled(large_pieces(mask, mpp, config.min_area_mm2), mpp, config.fill_holes_mm2)
