@@ -22,6 +22,14 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class WrongValue(ValueError):
+    """Of a validator of several settings: which of them is wrong, and why."""
+
+    def __init__(self, setting: str, why: str) -> None:
+        super().__init__(why)
+        self.setting = setting
+
+
 C = TypeVar("C", bound=Config)
 
 
@@ -98,7 +106,8 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         key, sign, text = override.partition("=")
         if not sign or not key:
-            raise ConfigError("--set needs KEY=VALUE", where=override, hint="e.g. dino.epochs=10")
+            wanted = f"write {key or 'KEY'}=VALUE"
+            raise ConfigError("--set needs KEY=VALUE", where=override, hint=wanted)
         *parents, leaf = key.split(".")
         nested: dict[str, Any] = {leaf: _scalar(text, key)}
         for parent in reversed(parents):
@@ -144,7 +153,7 @@ def load_config(
 
 def _explain(cls: type[Config], error: ValidationError, where: str) -> ConfigError:
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"]) or where or cls.__name__
+    key = ".".join(str(part) for part in first["loc"]) or where
     if first["type"] == "extra_forbidden":
         known = _fields_at(cls, first["loc"][:-1])
         close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
@@ -155,9 +164,12 @@ def _explain(cls: type[Config], error: ValidationError, where: str) -> ConfigErr
             hint=f"did you mean {close[0]!r}?" if close else None,
         )
     why = first["msg"].removeprefix("Value error, ")
-    if first["loc"]:  # else it is about several settings, and names them
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, WrongValue):
+        key = cause.setting
+    elif first["loc"]:  # else it is about several settings, and names them
         why += f" (got {first['input']!r})"
-    return ConfigError("setting has a wrong value", where=key, why=why)
+    return ConfigError("setting has a wrong value", where=key or None, why=why)
 
 
 def _fields_at(cls: type[BaseModel], loc: Sequence[Any]) -> list[str]:

@@ -60,7 +60,9 @@ def guarded(command: Command) -> Command:
             show_error(error, as_json=as_json)
             raise SystemExit(error.exit_code) from None
         except KeyboardInterrupt:
-            print(f"\nStopped. Resume with: {command_line(resuming=True)}", file=sys.stderr)
+            goes_on = {"resume", "overwrite"} & options.keys() and not options.get("plan")
+            then = f" Resume with: {command_line(resuming=True)}" if goes_on else ""
+            print(f"\nStopped.{then}", file=sys.stderr)
             raise SystemExit(INTERRUPTED) from None
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -127,6 +127,11 @@ def for_people(*, quiet: bool = False, as_json: bool = False) -> Progress:
     return Bars() if sys.stderr.isatty() else Lines()
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """``1 slide``, ``2,000 slides``."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def clock(seconds: float) -> str:
     """``75`` -> ``1:15``; hours appear when there are any."""
     minutes, rest = divmod(round(seconds), 60)

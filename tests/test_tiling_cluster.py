@@ -214,23 +214,12 @@ def test_jobs_are_submitted_and_ended(
         raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [(None, "no `sbatch`"), ("echo 'sbatch: error: invalid partition' >&2; exit 1", "partition")],
-    ids=["none", "refused"],
-)
 def test_without_slurm_nothing_is_waited_for(
-    slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, words: str
+    slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("dask_jobqueue")
-    (tmp_path / "bin").mkdir()
-    if text is not None:
-        for name in ("sbatch", "scancel"):
-            path = tmp_path / "bin" / name
-            path.write_text(f"#!/bin/sh\n{text}\n")
-            path.chmod(0o700)
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    machines = Machines.slurm(f"partition=cpu,interface=lo,scratch={tmp_path}")
-    with pytest.raises(ClusterError, match=f"PG-E03.*{words}") as caught:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    machines = Machines.slurm("partition=cpu,interface=lo")
+    with pytest.raises(ClusterError, match="PG-E03.*no `sbatch`") as caught:
         tile(slides / "0.svs", tmp_path / "out", SMALL, machines=machines)
     assert caught.value.exit_code == 9

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pathgen.cli import tileoptions as with_
 from pathgen.cli.options import AsJson, Config, Quiet, Set, Verbose
 from pathgen.cli.root import app
-from pathgen.cli.slides import tile_config
+from pathgen.cli.slides import UM, tell_columns, tile_config
 from pathgen.console import SOME_FAILED, Talk, guarded, shown, size, table
+from pathgen.progress import counted
+
+if TYPE_CHECKING:
+    from pathgen.doctor.checkup import Checkup
 
 #: Slides that are listed on a terminal.
 LISTED = 40
@@ -47,18 +52,31 @@ def doctor(
     given = {
         "mpp": mpp, "mag": mag, "patch_size": patch_size, "slide_mpp": slide_mpp, "reader": reader
     }  # fmt: skip
+    if not quiet:
+        tell_columns(slides)
     diagnosis = diagnose(
         slides, tile_config(given, preset, config, settings), workers=workers,
         limit=None if slide_timeout is None else slide_timeout * 60, progress=talk.progress,
     )  # fmt: skip
     counts = diagnosis.counts
     text = (
-        f"{counts['slides']} slides: {counts['ok']} ok, {counts['look']} to look at, "
-        f"{counts['failed']} failed; {counts['patches']:,} patches with tissue."
+        f"{counted(counts['slides'], 'slide')}: {counts['ok']} ok, {counts['look']} to look at, "
+        f"{counts['failed']} failed; {counted(counts['patches'], 'patch', 'patches')} with tissue."
     )
     if diagnosis.forecast is not None:
         text += f" About {size(diagnosis.forecast.bytes)}. {diagnosis.forecast.sentence()}"
-    following = f"pathgen tile {' '.join(map(shown, slides))} -o tiles/"
+    asked = {
+        "--mpp": mpp, "--mag": mag, "--patch-size": patch_size, "--slide-mpp": slide_mpp,
+        "--reader": reader, "--preset": preset, "-c": None if config is None else shown(config),
+    }  # fmt: skip
+    following = ""
+    unscaled = slide_mpp is None and any(map(_needs_mpp, diagnosis.slides))
+    if counts["ok"] or counts["look"] or unscaled:
+        if unscaled:
+            asked["--slide-mpp"] = UM
+        words = [f" {name} {value}" for name, value in asked.items() if value is not None]
+        words += [f" --set {shlex.quote(setting)}" for setting in settings or ()]
+        following = f"pathgen tile {' '.join(map(shown, slides))} -o tiles/{''.join(words)}"
     where = {}
     if out is not None:
         title = Path(slides[0]).resolve().name if len(slides) == 1 else "slides"
@@ -77,3 +95,9 @@ def doctor(
     talk.result({**diagnosis.to_dict(), **where}, text, following)
     if counts["failed"]:
         raise typer.Exit(SOME_FAILED)
+
+
+def _needs_mpp(slide: Checkup) -> bool:
+    """Whether --slide-mpp would help it; PG-S08 is also that of a slide coarser than asked."""
+    absurd = slide.reason == "PG-S08" and "pixel size cannot be right" in slide.message.lower()
+    return slide.reason == "PG-S07" or absurd

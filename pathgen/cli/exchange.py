@@ -12,6 +12,7 @@ from pathgen.cli.options import AsJson, Out, Overwrite, Quiet, Verbose
 from pathgen.cli.root import app
 from pathgen.config import build
 from pathgen.console import SOME_FAILED, Talk, guarded, shown, table
+from pathgen.progress import counted
 
 Format = Literal[
     "clam", "clam-pixels", "trident", "torchmil", "stamp", "slideflow", "webdataset", "folder",
@@ -57,9 +58,9 @@ def export_command(
     lines = [f"Note: {note}." for note in report.notes]
     lines += [f"Left out: {slide} ({why})." for slide, why in report.skipped.items()]
     lines += [
-        f"{_count(report.slides - len(report.skipped), 'slide')}, "
-        f"{_count(report.patches, 'patch', 'es')} in {_count(report.files, 'file')} of {form} in "
-        f"{shown(out)}."
+        f"{counted(report.slides - len(report.skipped), 'slide')}, "
+        f"{counted(report.patches, 'patch', 'patches')} in {counted(report.files, 'file')} "
+        f"of {form} in {shown(out)}."
     ]
     following = [f"pathgen verify {shown(out)}", *(f"Then: {one}" for one in report.following)]
     talk.result(report.to_dict(), "\n".join(lines), "\n".join(following))
@@ -112,8 +113,8 @@ def import_command(
     lines = [f"Note: {note}." for note in report.notes]
     lines += [f"Failed: {slide}: {why}" for slide, why in report.failed.items()]
     lines += [
-        f"{_count(len(report.stores), 'store')} with {_count(report.rows, 'row')} in {shown(out)}"
-        + (f"; {_count(len(report.failed), 'slide')} failed." if report.failed else ".")
+        f"{counted(len(report.stores), 'store')} with {counted(report.rows, 'row')} in {shown(out)}"
+        + (f"; {counted(len(report.failed), 'slide')} failed." if report.failed else ".")
     ]
     following = f"pathgen pretrain {shown(out)} -o runs/first --recipe tiny"
     if report.kind == "features":
@@ -149,10 +150,6 @@ def verify_command(
     talk.result(report.to_dict(), text)
     if not report.good:
         raise typer.Exit(UNUSABLE)
-
-
-def _count(number: int, noun: str, ending: str = "s") -> str:
-    return f"{number:,} {noun}{'' if number == 1 else ending}"
 
 
 def _lines(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -22,10 +22,17 @@ from pathgen.cli.options import (
 from pathgen.cli.root import app
 from pathgen.console import SOME_FAILED, Talk, guarded, shown, size, table
 from pathgen.errors import ConfigError
+from pathgen.progress import counted
 
 if TYPE_CHECKING:
     from pathgen.tiling import TileConfig
+    from pathgen.tiling.ledger import TileReport
     from pathgen.tiling.cluster import Machines
+
+#: What stands for the number in a command that is suggested: no slide is to get a made-up one.
+UM = "UM_PER_PIXEL"
+#: Empty slides of which the reason is shown; and when no slide has patches.
+EMPTY, EMPTY_ALL = 3, 40
 
 
 @app.command()
@@ -41,10 +48,15 @@ def info(
 
     facts = slide_info(slide, reader or "auto")
     text = "\n".join(f"{key:<12} {_plain(value)}" for key, value in facts.items())
-    Talk(quiet=False, as_json=as_json).result(facts, text, f"pathgen tile {shown(slide)} -o tiles/")
+    following = f"pathgen tile {shown(slide)} -o tiles/"
+    if any(problem.startswith(("PG-S07", "PG-S08")) for problem in facts["problems"]):
+        following += f" --slide-mpp {UM}"
+    elif any(problem.startswith("PG-S") for problem in facts["problems"]):
+        following = ""
+    Talk(quiet=False, as_json=as_json).result(facts, text, following)
 
 
-@app.command()
+@app.command(epilog="Example: pathgen tile slides/ -o tiles/ --mag 20 --preset biopsy")
 @guarded
 def tile(
     slides: Annotated[list[str], typer.Argument(help="Folders, slides, globs, URLs, or a CSV.")],
@@ -99,6 +111,8 @@ def tile(
     chosen = tile_config(given, preset, config, settings)
     if config is not None:
         spare_settings(config, out, chosen)
+    if not quiet:
+        tell_columns(slides)
     report = tile_slides(
         slides, out, chosen, masks=masks, workers=workers,
         machines=_machines(dask, slurm, workers), overwrite=overwrite or not resume, plan=plan,
@@ -110,23 +124,49 @@ def tile(
         talk.result(report.to_dict(), table(report.to_dict()["slides"], report.plan_columns))
     verb = "would be tiled" if plan else f"in {shown(out)}"
     text = (
-        f"{counts['slides']} slides: {counts['done']} done, {counts['empty']} empty, "
-        f"{counts['failed']} failed; {counts['patches']:,} patches {verb}."
+        f"{counted(counts['slides'], 'slide')}: {counts['done']} done, {counts['empty']} empty, "
+        f"{counts['failed']} failed; {counted(counts['patches'], 'patch', 'patches')} {verb}."
     )
     for row in report.failed:
         print(f"  {row.slide}: {row.message}", file=sys.stderr)
+    if not quiet and not as_json:
+        _tell_empty(report, out)
     following = f"pathgen pretrain {shown(out)} -o runs/first --recipe tiny"
     if plan:
         text += f" About {size(report.bytes)}."
         if report.forecast is not None:
             text += f" {report.forecast.sentence()}"
-        following = "the same command without --plan"
+        following = "the same command without --plan" if counts["done"] else ""
         if not as_json:
             talk.result({}, text, following)
     else:
         talk.result({**counts, "out": out}, text, following if counts["patches"] else "")
     if counts["failed"]:
         raise typer.Exit(SOME_FAILED)
+
+
+def _tell_empty(report: TileReport, out: Path) -> None:
+    """Why slides are empty: of all when none is done, else of the first few."""
+    some = EMPTY if report.done else EMPTY_ALL
+    for row in report.empty[:some]:
+        print(f"  {row.slide}: {row.message}", file=sys.stderr)
+    more = len(report.empty) - some
+    if more > 0:
+        where = "" if report.planned else f"; see {shown(out / 'slides.csv')}"
+        print(f"  and {more:,} more that are empty{where}", file=sys.stderr)
+    if report.ignored and not report.done:
+        passed = ", ".join(f"{n:,} {suffix}" for suffix, n in report.ignored.items())
+        print(f"  passed over as no slides: {passed}", file=sys.stderr)
+
+
+def tell_columns(slides: Sequence[str]) -> None:
+    """Say which columns of the lists among `slides` may be misspelled."""
+    from pathgen.tiling.lists import LIST_SUFFIXES, doubtful_columns
+
+    for path in map(Path, slides):
+        if path.suffix.lower() in LIST_SUFFIXES and path.is_file():
+            for doubt in doubtful_columns(path):
+                print(f"Note: {doubt}", file=sys.stderr)
 
 
 def tile_config(
@@ -147,6 +187,11 @@ def tile_config(
         )
     values = preset_values(preset) if preset else {}
     for later in (read_yaml(config) if config else {}, parse_overrides(settings or ()), options):
+        if "preset" in later:
+            raise ConfigError(
+                "a preset is no setting", where=f"preset: {later['preset']}",
+                hint=f"use --preset {later['preset']}",
+            )  # fmt: skip
         for one, other in (("mpp", "mag"), ("mag", "mpp")):
             if one in later:
                 values.pop(other, None)

@@ -84,7 +84,11 @@ def refilter(
         lines = [table(report.table, ("slide", "state", "had", "keeps")), ""]
         lines += [f"{name:<17} {one.line()}" for name, one in report.scores.items()]
         lines += ["", f"{keeps:,} of {had:,} patches would be kept{share}."]
-        talk.result(report.to_dict(), "\n".join(lines), "the same command without --plan")
+        following = "the same command without --plan"
+        if not (limits or selection.classes):
+            given_stores = " ".join(map(shown, stores))
+            following = f"pathgen refilter {given_stores} -o {shown(out)} --min-focus 0.15"
+        talk.result(report.to_dict(), "\n".join(lines), following)
         return
     text = f"{keeps:,} of {had:,} patches{share} in {shown(out)}."
     following = f"pathgen pretrain {shown(out)} -o runs/first --recipe tiny" if keeps else ""

@@ -22,8 +22,8 @@ def slides(help: str) -> Any:
     return _option("Slides", help=help)
 
 
-def tissue(help: str) -> Any:
-    return _option("Tissue", help=help)
+def tissue(help: str, **facts: Any) -> Any:
+    return _option("Tissue", help=help, **facts)
 
 
 def filters(help: str) -> Any:
@@ -63,7 +63,13 @@ Reader = Annotated[
     slides("What reads the slides. Default auto: the fastest that is right."),
 ]
 
-Preset = Annotated[str | None, tissue("resection, biopsy, tma or cytology; options win over it.")]
+Preset = Annotated[
+    str | None,
+    tissue(
+        "Settings for a kind of material; options win over them.",
+        metavar="resection|biopsy|tma|cytology",
+    ),
+]
 Method = Annotated[
     Literal["otsu", "saturation", "density", "entropy"] | None,
     tissue("How tissue is found. Default otsu; entropy for pale or IHC slides."),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -60,15 +60,11 @@ class PatchDataset(Dataset[Any]):
         """The items of a batch, read together: a DataLoader asks for them here.
 
         Raises:
-            DataError: PG-D12, patches of several sizes and no `transform`.
+            DataError: PG-D12, patch stores of several sizes and no `transform`.
         """
-        if self.transform is None and len(self.store_sizes) > 1:
-            raise self._sizes_differ(self.store_sizes)
+        self._check_sizes()
         refs = [self.locate(index) for index in indices]
         images = self.images([index % len(self) for index in indices])
-        if self.transform is None and len({image.shape for image in images}) > 1:
-            raise self._sizes_differ({max(image.shape[:2]): refs[i].store for i, image
-                                      in enumerate(images)})  # fmt: skip
         items = [(as_tensor(image), ref) for image, ref in zip(images, refs, strict=True)]
         return items if self.transform is None else [self.transform(*item) for item in items]
 
@@ -119,14 +115,16 @@ class PatchDataset(Dataset[Any]):
                 found.setdefault(source.spec.size, source.name)
         return found
 
-    def _sizes_differ(self, sizes: Mapping[int, str]) -> DataError:
-        return DataError(
-            "patches of different sizes cannot be one batch",
-            code="PG-D12",
-            where=", ".join(sizes.values()),
-            why=", ".join(f"{name}: {size} px" for size, name in sizes.items()),
-            hint="import or tile all with one --patch-size, or give a transform that crops them",
-        )
+    def _check_sizes(self) -> None:
+        sizes = self.store_sizes
+        if self.transform is None and len(sizes) > 1:
+            raise DataError(
+                "patches of different sizes cannot be one batch",
+                code="PG-D12",
+                where=", ".join(sizes.values()),
+                why=", ".join(f"{name}: {size} px" for size, name in sizes.items()),
+                hint="import or tile all with one --patch-size, or give a transform that crops",
+            )
 
     @property
     def labels(self) -> NDArray[np.int64]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 
-from pathgen.console import shown
 from pathgen.errors import DataError
 from pathgen.exchange.entries import Entry, encoder_folders
 from pathgen.exchange.trident import job_folder
@@ -13,7 +13,7 @@ from pathgen.exchange.trident import job_folder
 
 def commands(form: str, out: Path, entries: Sequence[Entry], suffix: str | None) -> tuple[str, ...]:
     """The tool's own commands, or what to do in it. Words in capitals are to be filled in."""
-    place = shown(out)
+    place = quote(str(out))
     if form in ("clam", "clam-pixels"):
         return _clam(place, entries, suffix) if form == "clam" else ()
     if form == "trident":
@@ -27,11 +27,11 @@ def commands(form: str, out: Path, entries: Sequence[Entry], suffix: str | None)
         )
     if form == "stamp":
         folders = sorted(set(encoder_folders(entries).values()))
-        clini = shown(out / "clini_table.csv") if _labeled(entries) else "CLINI_TABLE"
+        clini = quote(str(out / "clini_table.csv")) if _labeled(entries) else "CLINI_TABLE"
         return (
             "stamp --config config.yaml crossval, with in config.yaml: "
-            f"clini_table: {clini}, slide_table: {shown(out / 'slide_table.csv')}, "
-            f"feature_dir: {shown(out / (folders[0] if folders else ''))}, "
+            f"clini_table: {clini}, slide_table: {quote(str(out / 'slide_table.csv'))}, "
+            f"feature_dir: {quote(str(out / (folders[0] if folders else '')))}, "
             "ground_truth_label: label",
         )
     if form == "slideflow":
@@ -43,7 +43,7 @@ def commands(form: str, out: Path, entries: Sequence[Entry], suffix: str | None)
     if form == "folder":
         return (f"in Python: torchvision.datasets.ImageFolder({str(out)!r})",)
     if form == "qupath":
-        first = shown(next(iter(sorted(out.glob("*.geojson*"))), out))
+        first = quote(str(next(iter(sorted(out.glob("*.geojson*"))), out)))
         return (f"open the slide in QuPath and drop {first} on it",)
     return ()
 

@@ -59,6 +59,8 @@ class ImportReport:
     notes: list[str] = field(default_factory=list)
     sizes: dict[str, tuple[int, float]] = field(default_factory=dict)
     """slide -> pixels a side and microns per pixel of its patches"""
+    enlarged: list[str] = field(default_factory=list)
+    """slides of which the regions have fewer pixels than were asked for"""
 
     def to_dict(self) -> dict[str, Any]:
         return {

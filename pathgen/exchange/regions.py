@@ -16,7 +16,14 @@ from pathgen.exchange.entries import labels_of
 from pathgen.exchange.foreign import patch_size, read_coords
 from pathgen.exchange.imported import add_to_ledger, spare_ledger
 from pathgen.exchange.importing import ImportConfig, ImportReport, digest_of, is_done
-from pathgen.exchange.resizing import Region, asked_size, exact_plan, note_sizes, own_size
+from pathgen.exchange.resizing import (
+    SAME_SCALE,
+    Region,
+    asked_size,
+    exact_plan,
+    note_sizes,
+    own_size,
+)
 from pathgen.progress import Progress
 from pathgen.provenance import Provenance
 from pathgen.stores.patches import PatchStore
@@ -52,7 +59,8 @@ def import_patches(
                 slide = replace(slide_of(name, inputs), name=name)
                 if slide.problem:
                     raise slide.problem
-                slide = replace(slide, **{key: value for key, value in told.items() if value})
+                if row:
+                    slide = replace(slide, label=row.label, patient=row.patient or slide.patient)
                 rows.append(_import_one(path, slide, out, config, overwrite, report))
             except (StorageError, StoreError):
                 raise
@@ -92,6 +100,8 @@ def _import_one(
     report.rows += len(coords)
     report.stores.append(task.store)
     report.sizes[slide.name] = (size.size, size.mpp)
+    if size.size > own.size and size.mpp < reader.mpp * (1 - SAME_SCALE):
+        report.enlarged.append(slide.name)
     return row
 
 

@@ -80,7 +80,12 @@ def exact_plan(plan: ReadPlan, slide: SlideReader, config: TileConfig, side: flo
 
 
 def note_sizes(report: ImportReport) -> None:
-    """What training should know: patches of several sizes or scales, each with its slides."""
+    """What training should know: patches enlarged, or of several sizes or scales, with slides."""
+    if report.enlarged:
+        report.note(
+            f"regions of {_named(report.enlarged)} are enlarged: they have fewer pixels than "
+            "--patch-size"
+        )
     groups: list[tuple[int, list[float], list[str]]] = []
     for slide, (size, mpp) in report.sizes.items():
         for own, scales, slides in groups:

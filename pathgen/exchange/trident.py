@@ -97,7 +97,8 @@ def _say(entry: Entry, size: TridentSize, log: Log) -> None:
         nominal = round(size.size * size.level0 / size.nominal)
         log.most(
             f"target_magnification is not quite {size.nominal:g}, with which TRIDENT would read "
-            f"another number of pixels than was cut{exact(entry.geometry)}", abs(nominal - size.size_level0),
+            f"another number of pixels than was cut{exact(entry.geometry)}",
+            abs(nominal - size.size_level0),
             f"{entry.id}: {size.target:.6g} for {size.size_level0} pixels instead of {nominal}",
         )  # fmt: skip
 

@@ -23,7 +23,7 @@ from pathgen.tiling.contours import write_missing
 from pathgen.tiling.forecast import forecast, sampled
 from pathgen.tiling.inputs import find_slides
 from pathgen.tiling.ledger import LedgerRow, TileReport, write_ledger
-from pathgen.tiling.maskfiles import with_masks
+from pathgen.tiling.maskfiles import check_asked, with_masks
 from pathgen.tiling.pool import Crashed, default_workers, run_all
 from pathgen.tiling.resume import STORES, flat, look_around
 from pathgen.tiling.strangers import is_tile_settings, spare_others
@@ -90,7 +90,7 @@ def tile(
         NoInputError: PG-N01, nothing to tile.
         ConfigError: PG-O19, `out` holds stores made with other settings or of other slides, or
             a store's or another output's place is taken by what `tile` has not made. PG-C01,
-            `slide_timeout` without workers.
+            `slide_timeout` without workers, or settings for masks without any.
         StorageError: PG-O01, PG-O03, `out` cannot be written.
         BusyError: PG-O06, another pathgen with other settings writes there.
         ClusterError: PG-E03 to PG-E05, `machines` cannot be used.
@@ -106,6 +106,7 @@ def tile(
             why="what hangs in this process cannot be stopped", hint="use 1 worker or more",
         )  # fmt: skip
     given, ignored = find_slides(slides)
+    check_asked(given, masks, config.masks)
     given = with_masks(given, masks, config.masks.missing)
     _spare_the_list(slides, out)
     tasks = [TileTask(slide, out, config, plan=plan) for slide in given]

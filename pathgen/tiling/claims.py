@@ -15,7 +15,6 @@ from __future__ import annotations
 import errno
 import functools
 import os
-import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -136,6 +135,16 @@ class Claims:
         except OSError:
             return time.time() - written
 
+    def _left(self, path: Path) -> bool:
+        """Whether a file is of a process that no longer works here."""
+        if path.suffix == ".member":
+            return not self._lives(path.stem, path)
+        if path.suffix == ".row":
+            facts = _facts(path)
+            return facts is None or not self._lives(facts["token"], path)
+        holder = self._holder(path) if ".claim" in path.suffixes else None
+        return holder is not None and not self._lives(holder, path)
+
     def _bury(self, path: Path, dead: str) -> None:
         """Take the claim of a dead process away; of several that try, one does."""
         aside = path.with_name(f"{path.name}.{uuid4().hex[:8]}")
@@ -184,8 +193,7 @@ def join(out: Path, settings: Mapping[str, Any], *, alone: bool = False) -> Iter
             "alone": alone, "settings": dict(settings),
         }  # fmt: skip
         member = folder / f"{token}.member"
-        commit.write_json(member, facts)
-        claims = Claims(folder, token, member.stat().st_mtime)
+        claims = Claims(folder, token, _appear(member, facts))
         stop = threading.Event()
         beat = threading.Thread(target=_beat, args=(member, facts, stop), daemon=True)
         beat.start()
@@ -226,14 +234,35 @@ def _agree(out: Path, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Non
     )  # fmt: skip
 
 
+def _appear(member: Path, facts: Mapping[str, Any]) -> float:
+    """Write the member file; when that was, on the file server's clock."""
+    for _ in range(100):
+        try:
+            commit.write_json(member, facts)
+            return member.stat().st_mtime
+        except (FileNotFoundError, FileExistsError):  # the last of the others has just left
+            continue
+    raise StorageError(
+        "output cannot be written", where=member.parent, why="it vanishes again and again",
+        hint="does another program clean up there?",
+    )  # fmt: skip
+
+
 def _leave(claims: Claims, member: Path) -> None:
+    """The folder goes with the last of all. One that joins meanwhile has a file in it, and then it
+    stays, or finds it gone and makes it again."""
     with suppress(OSError):
         for path in claims.folder.glob("*.claim"):
             if claims._holder(path) == claims.token:
                 path.unlink(missing_ok=True)
         member.unlink(missing_ok=True)
-        if not any(claims.others()):
-            shutil.rmtree(claims.folder, ignore_errors=True)
+        if any(claims.others()):
+            return
+        commit.sweep(claims.folder)
+        for path in claims.folder.iterdir():
+            if claims._left(path):
+                path.unlink(missing_ok=True)
+        claims.folder.rmdir()
 
 
 def _facts(path: Path) -> dict[str, Any] | None:

@@ -193,7 +193,6 @@ def _submit(jobs: int, options: dict[str, Any]) -> Iterator[Client]:
         )  # fmt: skip
     cluster = slurm_cluster(options)
     try:
-        _start(cluster, jobs)
         # Kept at that number: a job that ends at its time limit is followed by another.
         cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)
         client = _dask().Client(cluster, set_as_default=False)
@@ -206,20 +205,6 @@ def _submit(jobs: int, options: dict[str, Any]) -> Iterator[Client]:
         # it assert that the job runs.
         with suppress(AssertionError):
             cluster.__exit__(None, None, None)
-
-
-def _start(cluster: Any, jobs: int) -> None:
-    """Submit the jobs now: `adapt` would only log that SLURM refuses them, and wait."""
-    cluster.scale(jobs=jobs)
-    try:
-        cluster.sync(cluster._correct_state)
-    except RuntimeError as error:
-        said = [line.strip() for line in str(error).splitlines() if line.strip()]
-        why = next((line for line in said if "error:" in line), said[-1] if said else None)
-        raise ClusterError(
-            "SLURM refuses the jobs", where="--slurm", why=why,
-            hint="see `sinfo` for partitions, `sacctmgr show assoc user=$USER` for accounts",
-        ) from error  # fmt: skip
 
 
 def slurm_cluster(options: dict[str, Any]) -> Any:

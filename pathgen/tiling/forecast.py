@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pathgen.progress import counted
 from pathgen.tiling.cutting import Cutter
 from pathgen.tiling.layout import Layout
 from pathgen.tiling.ledger import LedgerRow
@@ -55,13 +56,15 @@ class Forecast:
     def sentence(self) -> str:
         """``2 to 3 minutes with 2 workers, ...``."""
         low, high = minutes(self.low), minutes(self.high)
-        if low.split()[1] == high.split()[1]:
+        if low.split()[1].rstrip("s") == high.split()[1].rstrip("s"):
             low = low.split()[0]
         span = high if low in high.split() else f"{low} to {high}"
         with_ = f" with {self.workers} workers" if self.workers > 1 else ""
         slides = "a slide" if self.slides == 1 else f"{self.slides} slides"
+        blocks = counted(self.blocks, "block")
+        were = "was" if self.blocks == 1 else "were"
         return (
-            f"It takes {span}{with_}, going by {self.blocks} blocks of {slides} that were cut now; "
+            f"It takes {span}{with_}, going by {blocks} of {slides} that {were} cut now; "
             "a busier machine or disk takes longer."
         )
 
@@ -69,9 +72,9 @@ class Forecast:
 def minutes(seconds: float) -> str:
     """``40 seconds``, ``3 minutes``, ``1.5 hours``; rounded up, as no more is known."""
     if seconds < 90:
-        return f"{max(math.ceil(seconds), 1)} seconds"
+        return counted(max(math.ceil(seconds), 1), "second")
     if seconds < 5400:
-        return f"{math.ceil(seconds / 60)} minutes"
+        return counted(math.ceil(seconds / 60), "minute")
     return f"{seconds / 3600:.1f} hours"
 
 

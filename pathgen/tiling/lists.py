@@ -9,6 +9,7 @@ or tab; paths are relative to the list's folder; URLs are taken too.
 from __future__ import annotations
 
 import csv
+import difflib
 import math
 import os
 from collections.abc import Iterator
@@ -120,7 +121,8 @@ def _row(
     slide = slide_path(text) if is_url(text) else folders.resolved(path.parent, text)
     if isinstance(slide, Path) and not os.path.lexists(slide):
         problem = SlideError(
-            "listed slide is not there", code="PG-N02", where=text, why=f"{path.name}, line {line}",
+            "listed slide is not there", code="PG-N02", where=text,
+            why=f"{path.name}, line {line}: looked for {_tried(path, text)}",
             hint=folders.advice(slide),
         )  # fmt: skip
     mpp = _number(path, line, cells["mpp"])
@@ -129,6 +131,35 @@ def _row(
         slide, mpp, cells["label"], cells["patient"], problem,
         None if mask is None else path.parent / Path(mask.replace("\\", "/")),
     )  # fmt: skip
+
+
+def _tried(path: Path, text: str) -> str:
+    """Where a listed slide was looked for, from the list's folder on: a ledger has no place for
+    what is above."""
+    return (Path(path.absolute().parent.name) / text.replace("\\", "/")).as_posix()
+
+
+def doubtful_columns(path: Path) -> list[str]:
+    """Of a list's columns that are not read, those that look like a known one that is missing:
+    ``column 'lable' of list.csv is not read; did you mean 'label'?``."""
+    header, _ = _table(path)
+    given = {folded(name): name for name in header}
+    missing_names = {
+        folded(name): name
+        for names in ALIASES.values()
+        if not any(folded(name) in given for name in names)
+        for name in names
+    }
+    known = {folded(name) for names in ALIASES.values() for name in names}
+    found = []
+    for key, name in given.items():
+        close = difflib.get_close_matches(key, missing_names, n=1, cutoff=0.8)
+        if key not in known and close:
+            found.append(
+                f"column {name!r} of {path.name} is not read; did you mean "
+                f"{missing_names[close[0]]!r}?"
+            )
+    return found
 
 
 class _Folders:

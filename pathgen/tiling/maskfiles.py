@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from pathgen.errors import ConfigError, NoInputError, SlideError
 from pathgen.tiling.inputs import SlideInput
+from pathgen.tiling.masks import MaskConfig
 from pathgen.tiling.readers.check import missing, without_suffix
 
 MASK_SUFFIXES = (
@@ -18,6 +19,25 @@ MASK_SUFFIXES = (
 )  # fmt: skip
 #: What tools add to a slide's name.
 ENDINGS = ("_mask_use", "_mask", "-mask", "_annotations", "_annotation", "_tissue")
+
+
+def check_asked(slides: Sequence[SlideInput], masks: object | None, config: MaskConfig) -> None:
+    """Refuse settings for masks where there is none to use them on.
+
+    Raises:
+        ConfigError: PG-C01, names the first.
+    """
+    if masks is not None or any(slide.mask is not None for slide in slides):
+        return
+    asked = config.model_dump(exclude_defaults=True)
+    if asked.get("missing") == "tissue":  # which is what is done
+        del asked["missing"]
+    if asked:
+        raise ConfigError(
+            "a setting for masks, and no masks", where=f"masks.{next(iter(asked))}",
+            why="no folder of masks is given, and no list has a column `mask`",
+            hint="give --masks FOLDER, or leave the setting out",
+        )  # fmt: skip
 
 
 def with_masks(

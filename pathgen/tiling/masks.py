@@ -23,11 +23,13 @@ from pathgen.errors import SlideError
 from pathgen.tiling.annotations import Annotations, bad_mask, parse_asap, parse_geojson
 from pathgen.tiling.outlines import Outlines, Polygon
 from pathgen.tiling.regions import OutlineRegions, RasterRegions, Regions
+from pathgen.tiling.segment import bands, counted
 from pathgen.tiling.slide import SlideReader
 
 MIB = 2**20
-#: Text of outlines is read whole; unpacked it may have this many bytes.
-MAX_TEXT = 512 * MIB
+#: Text of outlines is read whole; unpacked it may have this many bytes. As Python's objects it takes
+#: ten times as many.
+MAX_TEXT = 128 * MIB
 #: A raster is held whole: of a pyramid, the finest level within this many bytes.
 MAX_RASTER = 512 * MIB
 #: By how much the sides of a raster may be off the slide's proportions.
@@ -37,7 +39,7 @@ MANY_VALUES = 12
 
 
 class MaskConfig(Config):
-    """What masks from outside are used for. Without masks nothing here counts."""
+    """What masks from outside are used for. Without masks, what is set here is refused."""
 
     use: Literal["tissue", "within", "classes"] = "tissue"
     """``tissue``: the mask is the tissue; ``within``: only tissue inside of it counts;
@@ -144,8 +146,8 @@ def _text(path: Path, packed: bool) -> bytes:
         raise bad_mask(path.name, f"it cannot be read: {error}") from error
     if len(data) > MAX_TEXT:
         raise bad_mask(
-            path.name, f"it has more than {MAX_TEXT // MIB} MiB of text",
-            "export annotations only, without cells",
+            path.name, f"{'unpacked, ' * packed}it has more than {MAX_TEXT // MIB} MiB of text",
+            "export annotations only, without cells, or fewer corners a region",
         )  # fmt: skip
     return data
 
@@ -176,19 +178,20 @@ def _outline_regions(
     notes = []
     if found.left_out:
         notes.append(f"{found.left_out} outlines of the mask have no area")
-    notes += _absent(config, wanted)
+    notes += _absent(config.named, wanted)
+    notes += _absent(config.exclude, moved, " to exclude")
     return OutlineRegions(
         {key: Outlines(polygons) for key, polygons in classes.items() if polygons},
         Outlines(cut) if cut else None, sorted({*wanted, *config.named}), "; ".join(notes),
     )  # fmt: skip
 
 
-def _absent(config: MaskConfig, there: Mapping[str, Any]) -> Iterator[str]:
+def _absent(names: Sequence[str], there: Mapping[str, Any], what: str = "") -> Iterator[str]:
     """Classes asked for by name that the file does not have: rightly so, or by a typing error."""
-    for name in config.named:
+    for name in names:
         if name not in there:
             has = ", ".join(sorted(there)) or "no classes"
-            yield f"the mask has no class {name!r}, but {has}"
+            yield f"the mask has no class {name!r}{what}, but {has}"
 
 
 def _check_place(moved: Mapping[str, list[Polygon]], name: str, slide: SlideReader) -> None:
@@ -268,6 +271,12 @@ def _single(values: NDArray[Any], name: str) -> NDArray[np.integer]:
 def _raster_regions(
     raster: NDArray[np.integer], name: str, slide: SlideReader, config: MaskConfig
 ) -> Regions:
+    if config.exclude:
+        raise SlideError(
+            "a raster has nothing to exclude", code="PG-M04", where=name,
+            why="masks.exclude names classes of outlines; a pixel of a raster has one value alone",
+            hint="leave masks.exclude out, and the value out of masks.classes",
+        )  # fmt: skip
     frame = "canvas" if config.frame == "auto" else config.frame
     x, y, *size = slide.bounds if frame == "bounds" else (0, 0, *slide.size)
     height, width = raster.shape
@@ -281,7 +290,7 @@ def _raster_regions(
     else:
         values = {key: tuple(_whole(v, name) for v in vs) for key, vs in config.classes.items()}
         names = {*values}
-    notes += _absent(config, {"mask": ()} if config.classes is None else values)
+    notes += _absent(config.named, {"mask": ()} if config.classes is None else values)
     return RasterRegions(raster, (x, y), scale, values, sorted(names), "; ".join(notes))
 
 
@@ -302,7 +311,7 @@ def _check_aspect(raster: tuple[int, int], slide: tuple[int, int], name: str, fr
 
 def _only_value(raster: NDArray[np.integer], name: str) -> int:
     """The one value besides 0; 0 where there is none."""
-    found = np.unique(raster)
+    found = _values(raster)
     found = found[found != 0]
     if len(found) > 1:
         some = ", ".join(map(str, found[:MANY_VALUES].tolist()))
@@ -311,6 +320,14 @@ def _only_value(raster: NDArray[np.integer], name: str) -> int:
             hint=f'name them: --set "masks.classes={{tumor: {int(found[-1])}}}"',
         )  # fmt: skip
     return int(found[0]) if len(found) else 0
+
+
+def _values(raster: NDArray[np.integer]) -> NDArray[np.integer]:
+    """Those that occur, in order, without a sorted copy of the raster."""
+    if raster.dtype.itemsize == 1:
+        bytes_there = np.flatnonzero(counted(raster.view(np.uint8))).astype(np.uint8)
+        return np.sort(bytes_there.view(raster.dtype))
+    return np.unique(np.concatenate([np.unique(raster[rows]) for rows in bands(raster.shape)]))
 
 
 def _whole(value: int | str, name: str) -> int:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from pathgen.config import WrongValue
 from pathgen.errors import ConfigError
 
 #: Needle cores are 0.3 to 0.6 mm wide and break; TMA cores 0.6 to 2 mm wide; cells of a smear lie
@@ -65,7 +66,7 @@ def mpp_of(mag: Any) -> float:
     except ValueError:
         value = 0.0
     if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"a magnification is a number above 0, as 20 or 20x, not {mag!r}")
+        raise WrongValue("mag", f"a magnification is a number above 0, as 20 or 20x, not {mag!r}")
     return 10 / value
 
 
@@ -80,31 +81,42 @@ def in_pixels(values: Mapping[str, Any]) -> dict[str, Any]:
     if (mag := left.pop("mag", None)) is not None:
         mpp = mpp_of(mag)
         if left.setdefault("mpp", mpp) != mpp:
-            raise ValueError(f"mag {mag} is mpp {mpp:g}; give one of them")
+            raise WrongValue("mag", f"mag {mag} is mpp {mpp:g}; give one of them")
     if (um := left.pop("patch_um", None)) is not None:
-        size = _size(float(um), left.get("mpp", 0.5))
+        size = _size(_number("patch_um", um), left.get("mpp", 0.5))
         if left.setdefault("patch_size", size) != size:
-            raise ValueError(f"patch_um {um:g} is {size} pixels, and patch_size says otherwise")
+            raise WrongValue(
+                "patch_um", f"patch_um {um:g} is {size} pixels, and patch_size says otherwise"
+            )
     if (step := left.pop("step", None)) is not None:
         if not isinstance(step, int) or step < 1:
-            raise ValueError(f"step is a whole number of pixels from 1 up, not {step!r}")
+            raise WrongValue("step", f"step is a whole number of pixels from 1 up, not {step!r}")
         overlap = int(left.get("patch_size", 256)) - step
         if left.setdefault("overlap", overlap) != overlap:
-            raise ValueError(f"step {step} means overlap {overlap}; give one of them")
+            raise WrongValue("step", f"step {step} means overlap {overlap}; give one of them")
     return left
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise WrongValue(name, f"it is a number, not {value!r}") from error
 
 
 def _size(um: float, mpp: Any) -> int:
     if mpp is None:
-        raise ValueError("patch_um needs a fixed mpp: slides differ, and patches must be alike")
+        raise WrongValue(
+            "patch_um", "patch_um needs a fixed mpp: slides differ, and patches must be alike"
+        )
     exact = um / float(mpp)
     if not (math.isfinite(exact) and exact > 0):
-        raise ValueError(f"patch_um is above 0, not {um:g}")
+        raise WrongValue("patch_um", f"patch_um is above 0, not {um:g}")
     size = round(exact)
     if abs(exact - size) > 1e-6 * max(size, 1):
         low, high = math.floor(exact), math.ceil(exact)
-        raise ValueError(
-            f"{um:g} um at {float(mpp):g} um per pixel are {exact:.2f} pixels; whole are "
-            f"{low} ({low * float(mpp):g} um) and {high} ({high * float(mpp):g} um)"
+        raise WrongValue(
+            "patch_um",
+            f"{um:g} um at {float(mpp):g} um per pixel are {exact:.2f} pixels; whole are {low} ({low * float(mpp):g} um) and {high} ({high * float(mpp):g} um)",
         )
     return size

@@ -22,6 +22,7 @@ from pathgen.progress import Progress, Silent
 from pathgen.provenance import Provenance
 from pathgen.stores import PatchStore, find_stores
 from pathgen.tiling.ledger import REASONS, LedgerRow, TileReport, write_ledger
+from pathgen.tiling.resume import flat
 from pathgen.tiling.selection import CAUSES, Histogram, Selected, Selection, combined, select
 from pathgen.tiling.strangers import spare_others
 from pathgen.tiling.tiled import Tiled, tiled
@@ -181,7 +182,7 @@ def _write(
     with PatchStore.open(source.store) as store:
         config = {"limits": combined(store, selection), "classes": dict(selection.classes)}
         provenance = Provenance(stage="refilter", config=config, inputs={"patches": store.id})
-        if _is_there(path, provenance.id, overwrite):
+        if _is_there(path, provenance, overwrite):
             return True
         known = store.attrs.get("ledger", {})
         ledger = {name: value for name, value in asdict(row).items() if name in known}
@@ -207,14 +208,15 @@ def _columns(store: PatchStore, rows: NDArray[np.int64]) -> dict[str, Any]:
     }
 
 
-def _is_there(path: Path, wanted: str, overwrite: bool) -> bool:
+def _is_there(path: Path, wanted: Provenance, overwrite: bool) -> bool:
     if not os.path.lexists(path):
         return False
     try:
         with PatchStore.open(path) as store:
-            if store.id == wanted:
+            if store.id == wanted.id:
                 store.verify()
                 return True
+            why = _difference(store.provenance, wanted)
     except StoreError as error:
         if error.code not in ("PG-O04", "PG-O11"):
             raise _in_the_way(path, f"it is no patch store: {error.what}") from error
@@ -222,10 +224,22 @@ def _is_there(path: Path, wanted: str, overwrite: bool) -> bool:
     if not overwrite:
         raise ConfigError(
             "output is in use", code="PG-O19", where=path,
-            why="it was made with other settings, or from other patches",
-            hint="make it anew with --overwrite, or choose another --out",
+            why=why, hint="make it anew with --overwrite, or choose another --out",
         )  # fmt: skip
     return False
+
+
+def _difference(theirs: Provenance, mine: Provenance) -> str:
+    if theirs.stage != mine.stage:
+        return f"it was made by `pathgen {theirs.stage}`"
+    if theirs.inputs != mine.inputs:
+        return "it was made from other patches"
+    had, asked = flat(theirs.config), flat(mine.config)
+    for key in [*asked, *had]:
+        if had.get(key) != asked.get(key):
+            name = key.removeprefix("limits.")
+            return f"{name} was {had.get(key)!r} and is now {asked.get(key)!r}"
+    return "it was made by another version of pathgen"
 
 
 def _refuse_strangers(out: Path, rows: Sequence[LedgerRow]) -> None:

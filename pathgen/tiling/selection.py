@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from pathgen.config import Config
+from pathgen.config import Config, WrongValue
 from pathgen.errors import ConfigError
 from pathgen.stores import PatchStore
+from pathgen.stores.patches import MEASURES
 from pathgen.tiling.task import LIMITS
 
 #: Where a patch that fails the limit of a measure is counted; others count as quality.
@@ -38,8 +39,20 @@ class Selection(Config):
             if not name.startswith(("min_", "max_")):
                 raise ValueError(f"{name}: a limit is min_<measure> or max_<measure>")
             if not np.isfinite(value):
-                raise ValueError(f"{name} is {value}")
+                raise WrongValue(name, f"it is {value}")
+            share = not name.endswith("_mean")  # those are optical densities
+            if name[4:] in MEASURES and not 0 <= value <= (1 if share else np.inf):
+                what = "between 0 and 1" if share else "0 or more"
+                raise WrongValue(name, f"a limit of {name[4:]} is {what}, not {value:g}")
         return limits
+
+    @field_validator("classes")
+    @classmethod
+    def _shares(cls, classes: dict[str, float]) -> dict[str, float]:
+        for name, share in classes.items():
+            if not 0 <= share <= 1:
+                raise WrongValue(name, f"a share is between 0 and 1, not {share:g}")
+        return classes
 
 
 @dataclass(frozen=True)
@@ -132,8 +145,12 @@ class Histogram:
 
     @classmethod
     def of(cls, values: NDArray[np.float32], bins: int = 20) -> Histogram:
-        """Of values (n,), n > 0."""
-        counts, edges = np.histogram(values.astype(np.float64), bins)
+        """Of values (n,), n > 0. The edges end at the least and the largest value; where these
+        are one, at 0 and 1, or the next whole numbers around the value."""
+        low, high = float(values.min()), float(values.max())
+        if low == high:
+            low, high = min(0, np.floor(low)), max(1, np.ceil(high))
+        counts, edges = np.histogram(values.astype(np.float64), bins, (low, high))
         return cls(edges, counts.astype(np.int64), float(np.median(values)))
 
     def line(self) -> str:

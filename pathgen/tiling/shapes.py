@@ -20,7 +20,7 @@ def dilated(mask: Mask, reach: int) -> Mask:
     """Grown by a disk of radius `reach` + 0.5 pixels; nothing grows in from outside."""
     grown = np.zeros_like(mask)
     wide, half = mask.copy(), 0  # grown by `half` pixels to the left and right
-    for down in range(reach, -1, -1):
+    for down in range(min(reach, len(mask) - 1), -1, -1):
         chord = isqrt(reach * (reach + 1) - down * down)
         while half < chord:
             half += 1

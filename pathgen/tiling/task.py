@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pathgen.config import Config
+from pathgen.config import Config, WrongValue
 from pathgen.provenance import Provenance
 from pathgen.stores import FORMAT_VERSION
 from pathgen.stores.patches import PatchSpec
@@ -88,8 +88,8 @@ class TileConfig(Config):
     @model_validator(mode="after")
     def _some_step(self) -> Self:
         if self.overlap >= self.patch_size:
-            raise ValueError(
-                f"overlap {self.overlap} leaves no step for patches of {self.patch_size}"
+            raise WrongValue(
+                "overlap", f"overlap {self.overlap} leaves no step for patches of {self.patch_size}"
             )
         return self
 

@@ -199,23 +199,13 @@ class _File:
 
 
 def levels_of(tiff: Any, header: Header) -> tuple[TiledLevel, ...] | None:
-    """The directory of each level of `header`; None where one cannot be told or read.
-
-    A directory may be larger than its level by less than a tile: Philips pads its levels.
-    """
-    pages = [page for page in _directories(tiff) if page.is_tiled]
+    """The directory of each level of `header`; None where one cannot be told or read."""
     levels = []
-    padded = header.vendor == "philips"
-    for width, height in header.level_sizes:
-        fits = [
-            page for page in pages
-            if _holds(page.imagewidth, width, page.tilewidth if padded else 1)
-            and _holds(page.imagelength, height, page.tilelength if padded else 1)
-        ]  # fmt: skip
-        codec = codec_of(fits[0]) if len(fits) == 1 else None
+    pages = _pages_of([page for page in _directories(tiff) if page.is_tiled], header)
+    for (width, height), page in zip(header.level_sizes, pages, strict=False):
+        codec = codec_of(page)
         if codec is None:
             return None
-        page = fits[0]
         offsets = np.asarray(page.dataoffsets, np.int64)
         counts = np.asarray(page.databytecounts, np.int64)
         across, down = (
@@ -226,11 +216,28 @@ def levels_of(tiff: Any, header: Header) -> tuple[TiledLevel, ...] | None:
             return None
         tile = (page.tilewidth, page.tilelength)
         levels.append(TiledLevel((width, height), tile, across, offsets, counts, codec))
-    return tuple(levels)
+    return tuple(levels) or None
 
 
-def _holds(found: int, wanted: int, slack: int) -> bool:
-    return wanted <= found < wanted + slack
+def _pages_of(pages: list[Any], header: Header) -> list[Any]:
+    """The page of each level; empty where that cannot be told.
+
+    Philips pads its levels, by less than a tile: small ones all have one size, and their order
+    tells them apart where there is no other tiled page. Elsewhere one page alone has the size.
+    """
+    padded = header.vendor == "philips"
+    if padded and len(pages) == len(header.level_sizes):
+        pairs = zip(pages, header.level_sizes, strict=True)
+        return pages if all(_holds(page, size, padded) for page, size in pairs) else []
+    fits = [[p for p in pages if _holds(p, size, padded)] for size in header.level_sizes]
+    return [found[0] for found in fits] if all(len(found) == 1 for found in fits) else []
+
+
+def _holds(page: Any, size: tuple[int, int], padded: bool) -> bool:
+    """Whether a page has the size, and if `padded` what fills its last tiles up."""
+    more = page.imagewidth - size[0], page.imagelength - size[1]
+    slack = (page.tilewidth, page.tilelength) if padded else (1, 1)
+    return all(0 <= side < limit for side, limit in zip(more, slack, strict=True))
 
 
 def _directories(tiff: Any) -> list[Any]:

@@ -47,14 +47,16 @@ class TileJpeg:
         said = _said(_head(data))
         if said == self.space or self.space == "gray":
             return _SOI + self._shared + data[2:] if self._shared else data
-        head = b"".join(part for marker, part in _segments(data) if marker not in (_APP0, _APP14))
-        return _SOI + self._adobe + self._shared + head + data[_start_of_scan(data) :]
+        return _SOI + self._shared + self._adobe + _plain(data) + data[_start_of_scan(data) :]
 
     @cached_property
     def _shared(self) -> bytes:
-        """The tables without the stream around them."""
+        """The tables without the stream around them, and without what they say of colors.
+
+        Decoders would take it for the tile's; of two the last counts, and JFIF over Adobe.
+        """
         tables = self.tables or b""
-        return tables.removeprefix(_SOI).removesuffix(_EOI)
+        return _plain(_SOI + tables.removeprefix(_SOI).removesuffix(_EOI))
 
     @cached_property
     def _adobe(self) -> bytes:
@@ -89,6 +91,11 @@ def _said(data: bytes) -> Space:
                 return "rgb" if adobe == 0 else "ycbcr"
             return "rgb" if ids == b"RGB" else "ycbcr"
     raise DamagedTile("it has no frame header")
+
+
+def _plain(data: bytes) -> bytes:
+    """The segments before the scan but those that say what the colors are."""
+    return b"".join(part for marker, part in _segments(data) if marker not in (_APP0, _APP14))
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
