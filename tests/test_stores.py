@@ -703,7 +703,7 @@ def test_stores_are_found(tmp_path: Path) -> None:
     for nothing in (tmp_path / "none", tmp_path / "missing", []):
         with pytest.raises(NoInputError, match="PG-N01"):
             find_stores(nothing)
-    with pytest.raises(NoInputError, match="no augmentations stores"):
+    with pytest.raises(NoInputError, match="no augmentation stores"):
         find_stores(tmp_path, "augmentations")
 
 

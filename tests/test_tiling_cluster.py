@@ -220,6 +220,22 @@ def test_without_slurm_nothing_is_waited_for(
     pytest.importorskip("dask_jobqueue")
     monkeypatch.setenv("PATH", str(tmp_path))
     machines = Machines.slurm("partition=cpu,interface=lo")
-    with pytest.raises(ClusterError, match="PG-E03.*no `sbatch`") as caught:
+    with pytest.raises(ClusterError, match=r"PG-E03.*no `sbatch`") as caught:
         tile(slides / "0.svs", tmp_path / "out", SMALL, machines=machines)
     assert caught.value.exit_code == 9
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at the start", "came later"])
+def test_a_worker_with_several_threads_is_refused(
+    slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    """They would have slides in one process, which a time limit ends as a whole."""
+    if late:
+        monkeypatch.setattr("pathgen.tiling.cluster._check_workers", lambda *_: None)
+    options = {"n_workers": 1, "threads_per_worker": 2, "processes": False}
+    with distributed.LocalCluster(**options, dashboard_address=":0") as cluster:
+        machines = Machines.dask(cluster.scheduler_address)
+        with pytest.raises(ClusterError, match=r"PG-E04.*several threads.*--nthreads 1") as caught:
+            tile(slides / "0.svs", tmp_path / "out", SMALL, machines=machines)
+    assert caught.value.exit_code == 9
+    assert not list((tmp_path / "out").glob("*.h5"))

@@ -54,8 +54,9 @@ def tiles(slides: Path) -> Path:
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"mag": "abc"}, "mag"), ({"mag": 20, "mpp": 1.0}, "mag"), ({"patch_um": 100.3}, "patch_um"),
-        ({"patch_um": "wide"}, "patch_um"), ({"patch_um": 100, "mpp": None}, "patch_um"),
+        ({"mag": "abc"}, "mag"), ({"mag": 20, "mpp": 1.0}, "mag"),
+        ({"patch_um": 100.3}, "patch_um"), ({"patch_um": "wide"}, "patch_um"),
+        ({"patch_um": 100, "mpp": None}, "patch_um"),
         ({"overlap": 300}, "overlap"), ({"step": 0}, "step"), ({"step": 128, "overlap": 0}, "step"),
     ],
 )  # fmt: skip

@@ -183,7 +183,7 @@ def test_the_sample_is_spread_over_the_list(count: int) -> None:
 
 def test_times_are_said_as_people_say_them() -> None:
     assert [minutes(s) for s in (0, 40, 100, 4000, 9000)] == [
-        "1 seconds", "40 seconds", "2 minutes", "67 minutes", "2.5 hours",
+        "1 second", "40 seconds", "2 minutes", "67 minutes", "2.5 hours",
     ]  # fmt: skip
 
 

@@ -90,7 +90,7 @@ def test_text_beyond_the_limit_is_refused(packed: bool, slide: Path, tmp_path: P
     assert MAX_TEXT == 128 * MIB
     path = tmp_path / "a.geojson"
     block = b"[" + b" " * (16 * MIB - 1)
-    with (gzip.open(path, "wb", compresslevel=1) if packed else path.open("wb")) as file:
+    with gzip.open(path, "wb", compresslevel=1) if packed else path.open("wb") as file:
         for _ in range(9):
             file.write(block)
     with open_slide(slide) as opened, pytest.raises(SlideError, match="PG-M02") as caught:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from scipy import ndimage
-from skimage.filters import threshold_otsu
+from skimage import filters
 
 from pathgen.tiling.overview import Overview
 from pathgen.tiling.segment import (
@@ -31,6 +32,7 @@ from pathgen.tiling.segment import (
 from pathgen.tiling.shapes import Runs, closed, dilated, filled, large_pieces
 from pathgen.tiling.tissue import TissueConfig, TissueMask, background, mask_of
 
+threshold_otsu: Any = filters.threshold_otsu
 METHODS = ["otsu", "saturation", "density", "entropy"]
 masks = arrays(np.bool_, st.tuples(st.integers(1, 24), st.integers(1, 24)))
 FULL, CROSS = np.ones((3, 3)), None

@@ -26,8 +26,8 @@ from pathgen.progress import counted
 
 if TYPE_CHECKING:
     from pathgen.tiling import TileConfig
-    from pathgen.tiling.ledger import TileReport
     from pathgen.tiling.cluster import Machines
+    from pathgen.tiling.ledger import TileReport
 
 #: What stands for the number in a command that is suggested: no slide is to get a made-up one.
 UM = "UM_PER_PIXEL"

@@ -182,7 +182,8 @@ def find_stores(path: Path | str | Sequence[Path | str], kind: str | None = None
             found.update((p, None) for p in sorted(_walk(place)) if _may_be(p, kind))
     if not found:
         raise NoInputError(
-            f"no {_SINGULAR.get(kind or '', 'pathgen')} stores found", where=", ".join(map(str, given)) or None,
+            f"no {_SINGULAR.get(kind or '', 'pathgen')} stores found",
+            where=", ".join(map(str, given)) or None,
             why=f"none of its files ends in {' or '.join(SUFFIXES)}"
             + (f" and holds {kind}" if kind else ""),
             hint="give a store or a folder of stores",

@@ -32,6 +32,10 @@ from pathgen.tiling.pool import Crashed
 #: Seconds in which a scheduler must answer and have a worker.
 PATIENCE = 30.0
 
+#: How workers are started: one thread each, as what a slide changes for its reading (warnings, the
+#: levels of loggers, libraries' threads) is the whole process's, and a time limit ends all of it.
+WORKERS = "dask worker ADDRESS --nthreads 1 --nworkers N"
+
 #: Of distributed, which is imported on use and has no types.
 Client = Any
 Function = Callable[[Job], Outcome]
@@ -94,7 +98,8 @@ class Machines:
             limit: seconds a slide may take before its worker is stopped.
 
         Raises:
-            ClusterError: PG-E03, no scheduler or no worker; PG-E04, PG-E05 as `_Fit.check`.
+            ClusterError: PG-E03, no scheduler or no worker; PG-E04, PG-E05 as `_Fit.check` and
+                `_one_thread`.
         """
         with self.connect() as client:
             _await_workers(client, self.wait, progress)
@@ -227,7 +232,7 @@ def _await_workers(client: Client, patience: float | None, progress: Progress) -
         raise ClusterError(
             "the Dask scheduler has no workers", where=client.scheduler_info()["address"],
             why=f"none came within {patience:g} seconds",
-            hint="start some with `dask worker ADDRESS`",
+            hint=f"start some with `{WORKERS}`",
         ) from error  # fmt: skip
 
 
@@ -331,7 +336,19 @@ def _local(job: Job) -> Path | None:
     return path if isinstance(path, Path) else None
 
 
+def _one_thread(worker: str, threads: int) -> None:
+    """Raises ClusterError PG-E04 for a worker that would have several slides in one process."""
+    if threads > 1:
+        raise ClusterError(
+            "a worker has several threads", code="PG-E04", where=worker,
+            why=f"{threads}, which would work on slides in one process",
+            hint=f"start workers with `{WORKERS}`",
+        )  # fmt: skip
+
+
 def _check_workers(client: Client, fit: _Fit, slide: Path | None) -> None:
+    for worker, threads in client.nthreads().items():
+        _one_thread(worker, threads)
     try:
         answers = client.run(_complaint, fit, slide)
     except ImportError as error:
@@ -353,7 +370,9 @@ def _complaint(fit: _Fit, slide: Path | None) -> ClusterError | None:
 
 
 def _work(function: Function, job: Job, fit: _Fit, limit: float | None) -> Outcome:
-    """On a worker."""
+    """On a worker, which may have come after the others were checked."""
+    worker = _dask().get_worker()
+    _one_thread(worker.address, worker.state.nthreads)
     fit.check(_local(job))
     if limit is None:
         return function(job)

@@ -39,7 +39,7 @@ MANY_VALUES = 12
 
 
 class MaskConfig(Config):
-    """What masks from outside are used for. Without masks, what is set here is refused."""
+    """What masks from outside are used for. Without masks, a setting here is refused."""
 
     use: Literal["tissue", "within", "classes"] = "tissue"
     """``tissue``: the mask is the tissue; ``within``: only tissue inside of it counts;

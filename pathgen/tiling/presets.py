@@ -117,6 +117,7 @@ def _size(um: float, mpp: Any) -> int:
         low, high = math.floor(exact), math.ceil(exact)
         raise WrongValue(
             "patch_um",
-            f"{um:g} um at {float(mpp):g} um per pixel are {exact:.2f} pixels; whole are {low} ({low * float(mpp):g} um) and {high} ({high * float(mpp):g} um)",
+            f"{um:g} um at {float(mpp):g} um per pixel are {exact:.2f} pixels; whole are "
+            f"{low} ({low * float(mpp):g} um) and {high} ({high * float(mpp):g} um)",
         )
     return size

@@ -69,7 +69,8 @@ class Light:
         mean = (down[:, :-2] + down[:, 1:-1] + down[:, 2:]) / 3
         shares = mean.astype(np.float32)
         shares /= self.glass[color]
-        return np.clip(shares, np.float32(1 / 255), np.float32(1), out=shares)
+        np.clip(shares, np.float32(1 / 255), np.float32(1), out=shares)
+        return shares
 
     def mean_density(self, rows: slice) -> Floats:
         """Optical density, averaged over red, green and blue."""
@@ -222,7 +223,7 @@ def _threshold(
     """Otsu's threshold of `values` that are not `left_out`, within limits."""
 
     def parts() -> Iterator[NDArray[np.floating]]:
-        for rows in bands(left_out.shape):  # type: ignore[arg-type]
+        for rows in bands(left_out.shape):
             out = left_out[rows]
             part = values[rows][~out] if out.any() else values[rows]
             if part.size:

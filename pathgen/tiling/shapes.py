@@ -89,7 +89,8 @@ class Runs:
     def areas(self) -> NDArray[np.float64]:
         """Of each run, the pixels of its piece."""
         lengths = self.ends - self.starts
-        return np.bincount(self.piece, lengths, minlength=len(lengths))[self.piece]
+        areas = np.bincount(self.piece, lengths.astype(np.float64), minlength=len(lengths))
+        return np.asarray(areas[self.piece], np.float64)
 
     def drawn(self, chosen: Mask) -> Mask:
         """The mask of the runs that are `chosen`."""
