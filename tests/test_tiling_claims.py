@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,7 @@ def test_one_that_joins_while_the_last_leaves_keeps_its_files(
 ) -> None:
     """Between the last look at the others and the removal of the folder."""
     looked = Claims.others
-    newcomers = []
+    newcomers: list[AbstractContextManager[Claims]] = []
 
     def looks(claims: Claims) -> object:
         found = list(looked(claims))
@@ -154,3 +155,10 @@ def test_a_folder_that_vanishes_while_one_joins_is_made_again(
     monkeypatch.setattr("pathgen.commit.write_json", vanishes)
     with pytest.raises(StorageError, match="vanishes"), join(out, {}):
         pass
+
+
+def test_a_file_in_the_making_stays(out: Path) -> None:
+    with join(out, {}) as mine:
+        draft = commit.draft_path(mine.folder / "newcomer.member")
+        draft.write_text("half of it")
+    assert list((out / FOLDER).iterdir()) == [draft]

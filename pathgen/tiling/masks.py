@@ -27,8 +27,8 @@ from pathgen.tiling.segment import bands, counted
 from pathgen.tiling.slide import SlideReader
 
 MIB = 2**20
-#: Text of outlines is read whole; unpacked it may have this many bytes. As Python's objects it takes
-#: ten times as many.
+#: Text of outlines is read whole; unpacked it may have this many bytes. Python's objects take
+#: about ten times as many.
 MAX_TEXT = 128 * MIB
 #: A raster is held whole: of a pyramid, the finest level within this many bytes.
 MAX_RASTER = 512 * MIB

@@ -67,7 +67,7 @@ class Light:
         # to the last pixel.
         down = thirds.astype(np.float32).astype(np.float64)
         mean = (down[:, :-2] + down[:, 1:-1] + down[:, 2:]) / 3
-        shares = mean.astype(np.float32)
+        shares: Floats = mean.astype(np.float32)
         shares /= self.glass[color]
         np.clip(shares, np.float32(1 / 255), np.float32(1), out=shares)
         return shares
