@@ -218,6 +218,8 @@ class TileGrid:
 
     def strips(self, plan: ReadPlan) -> Iterator[list[NDArray[np.int64]]]:
         """Row numbers in strips of grid rows; each strip in pieces that are read at once."""
+        if not len(self):
+            return
         across = max(s / d for s, d in zip(self._reach(plan), plan.downsample, strict=True))
         block = int(np.clip(BLOCK_SIDE // across, 1, BLOCK_PATCHES))
         strip = self.cells[:, 0] // block
