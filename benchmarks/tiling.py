@@ -5,9 +5,10 @@
 
 Builds a slide of its own (benchmarks/bigslide.py) unless one is given. Every program runs as a
 whole, start-up included: `pathgen tile` here, the others in the Python of `--peer-python` (see
-benchmarks/peers.py). They take turns, so that a slow minute of the machine is shared by all. The
-decoder's time is that of libjpeg-turbo decoding the tiles of the kept patches, and nothing else,
-in one thread. Prints Markdown tables: speeds with ratios, workers, and where the time goes.
+benchmarks/peers.py), all with as many workers as they take by default. They take turns, so that a
+slow minute of the machine is shared by all. The decoder's time is that of libjpeg-turbo decoding
+the tiles of the kept patches, and nothing else, in one thread. Prints Markdown tables: speeds with
+ratios, workers, and where the time goes.
 """
 
 from __future__ import annotations
@@ -34,17 +35,17 @@ import pathgen
 from pathgen.tiling import TileConfig
 from pathgen.tiling.readers import open_with
 
-PEER_ROWS = ("plain", "plain, tiffslide", "plain, fastslide", "hs2p", "hs2p, cucim", "wsi-patching")
+PEER_ROWS = ("plain", "plain, fastslide", "hs2p", "hs2p, tifffile", "hs2p, cucim", "wsi-patching")
 COPIES = 4  # slides that two workers share
 
 
-def by_pathgen(slides: Path, job: Job, workers: int, *options: str) -> tuple[float, int]:
+def by_pathgen(slides: Path, job: Job, workers: int | None, *options: str) -> tuple[float, int]:
     """Seconds of the whole command, and the patches it stored."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable, "-m", "pathgen", "tile", str(slides), "-o", folder, "--mpp",
-            str(job.mpp), "--patch-size", str(job.patch_size), "--workers", str(workers), "-q",
-            *options,
+            str(job.mpp), "--patch-size", str(job.patch_size), "-q", *options,
+            *(() if workers is None else ("--workers", str(workers))),
         ]  # fmt: skip
         start = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -87,10 +88,12 @@ def in_turns(
 
 
 def speeds(job: Job, peers: list[str], python: str | None, repeat: int) -> None:
+    encode = ("--set", "copy_tiles=false")
     programs: dict[str, Callable[[], tuple[float, int]]] = {
-        "pathgen": lambda: by_pathgen(job.slide, job, 0),
-        "pathgen, re-encoding": lambda: by_pathgen(job.slide, job, 0, "--set", "copy_tiles=false"),
-        "pathgen, by OpenSlide": lambda: by_pathgen(job.slide, job, 0, "--reader", "openslide"),
+        "pathgen": lambda: by_pathgen(job.slide, job, None),
+        "pathgen, 1 worker": lambda: by_pathgen(job.slide, job, 1),
+        "pathgen, re-encoding": lambda: by_pathgen(job.slide, job, None, *encode),
+        "pathgen, re-encoding, 1 worker": lambda: by_pathgen(job.slide, job, 1, *encode),
         "libjpeg-turbo alone": lambda: by_the_decoder(job),
     }  # fmt: skip
     for name in peers if python else ():

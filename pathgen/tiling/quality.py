@@ -18,12 +18,14 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from pathgen.tiling.stain import WHITE, Color
+from pathgen.tiling.stain import WHITE, Color, shrunk
 
 #: What `quality_scores` measures, in the order of the columns.
 QUALITIES = ("focus", "pen", "black", "white", "fold")
 #: Images are scored at about this many microns per pixel.
 QUALITY_MPP = 1.0
+#: Colors are judged at up to about twice this many.
+COLOR_MPP = 1.5
 #: Contrast is taken over this distance in um: about a nucleus.
 CONTRAST_UM = 4.0
 #: Side in um of the squares whose mean color is judged for folds: wider than a nucleus, so that
@@ -92,12 +94,14 @@ def quality_scores(
     table = _colors(background)
     for start in range(0, len(images), _BATCH):
         part = slice(start, start + _BATCH)
-        planes = np.ascontiguousarray(np.moveaxis(images[part], 3, 0))
-        scores["focus"][part] = _focus(planes[1], mpp)
+        scores["focus"][part] = _focus(images[part, :, :, 1], mpp)
+        # Colors at half the scale: what they tell of is larger than a nucleus.
+        half = 2 if min(images.shape[1:3]) >= 16 and mpp < COLOR_MPP else 1
+        planes = np.ascontiguousarray(np.moveaxis(shrunk(images[part], half), 3, 0))
         kinds = _kinds(planes, table)
         for name, bit in (("pen", _PEN), ("black", _BLACK), ("white", _WHITE)):
             scores[name][part] = _share(kinds, bit)
-        scores["fold"][part] = _fold(planes, mpp, background)
+        scores["fold"][part] = _fold(planes, mpp * half, background)
     return scores
 
 
