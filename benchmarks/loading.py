@@ -43,8 +43,8 @@ SIZE, BATCH = 256, 64
 def patches(count: int) -> list[bytes]:
     """JPEG files of smooth noise, about as large as those of tissue; a few hundred, repeated."""
     rng = np.random.default_rng(0)
-    coarse = rng.integers(60, 255, (min(count, 512), SIZE // 4, SIZE // 4, 3), dtype=np.uint8)
-    made = [encode_patch(image.repeat(4, 0).repeat(4, 1), "jpeg") for image in coarse]
+    coarse = rng.integers(60, 255, (min(count, 512), SIZE // 8, SIZE // 8, 3), dtype=np.uint8)
+    made = [encode_patch(image.repeat(8, 0).repeat(8, 1), "jpeg") for image in coarse]
     return [made[i % len(made)] for i in range(count)]
 
 

@@ -252,7 +252,7 @@ def test_only_some_files_stay_open(
         assert len(hdf5._opened) <= 2
         assert len(rawdata._files.open) <= 2
     made.close()
-    assert not [path for path in rawdata._files.open if path.parent == tmp_path]
+    assert not [path for path in rawdata._files.open if Path(path).parent == tmp_path]
 
 
 @pytest.mark.parametrize(("method", "workers"), [("fork", 2), ("spawn", 1)])

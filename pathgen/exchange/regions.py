@@ -86,7 +86,7 @@ def _import_one(
         task = replace(task, config=_settings(size, config))
         given = {"patch_size": own.size, "side": own.side, "overlap": own.overlap}
         provenance = Provenance(
-            stage="import", config={**task.settings, "given": given},
+            stage="import", config={**task.settings_for(reader.mpp_source), "given": given},
             inputs={"slide": identity, "coords": digest_of(path)},
         )  # fmt: skip
         row = LedgerRow(

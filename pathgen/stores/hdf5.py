@@ -70,8 +70,11 @@ class Hdf5Table(SealedTable):
         raw = self._arrays.get(data.name)
         if not isinstance(raw, RawData) or self._pid != os.getpid():
             return super()._block(data, start, stop)
-        with self._reading(data.name):
+        try:
             return raw.read(start, stop)
+        except (OSError, ValueError):
+            with self._reading(data.name):  # says what is wrong
+                raise
 
     def _file(self) -> h5py.File:
         if self._handle is None:

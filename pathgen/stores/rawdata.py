@@ -23,13 +23,15 @@ class RawData:
     """A 1-D uint8 dataset with unfiltered chunks, as a `FlatArray`."""
 
     def __init__(self, path: Path, dataset: h5py.Dataset) -> None:
-        self.path = path
+        self.path = str(path)  # looked up for each patch: a Path hashes slowly
         self.shape, self.dtype = tuple(dataset.shape), dataset.dtype
         self.chunk = int(dataset.chunks[0])
         self.places = _places(dataset, -(-self.shape[0] // self.chunk))
         # Most chunks lie one after the other: where byte 0 would be if all before did.
-        self.bases = self.places - np.arange(len(self.places)) * self.chunk
-        _files.forget(path)  # it may be open as the file that had this name before
+        self.bases: list[int] = (
+            self.places - np.arange(len(self.places)) * self.chunk
+        ).tolist()  # fmt: skip
+        _files.forget(self.path)  # it may be open as the file that had this name before
 
     @staticmethod
     def fits(dataset: h5py.Dataset) -> bool:
@@ -52,14 +54,15 @@ class RawData:
         """The bytes from `start` to `stop`; ValueError when the file ends too early."""
         if stop <= start:
             return b""
-        bases = self.bases[start // self.chunk : (stop - 1) // self.chunk + 1]
-        if len(bases) == 1 or (bases == bases[0]).all():
-            return _files.read(self.path, stop - start, int(bases[0]) + start)
+        first, last = start // self.chunk, (stop - 1) // self.chunk
+        base = self.bases[first]
+        if first == last or all(other == base for other in self.bases[first : last + 1]):
+            return _files.read(self.path, stop - start, base + start)
         parts = []
         while start < stop:
             number = start // self.chunk
             end = min(stop, (number + 1) * self.chunk)
-            parts.append(_files.read(self.path, end - start, int(self.bases[number]) + start))
+            parts.append(_files.read(self.path, end - start, self.bases[number] + start))
             start = end
         return b"".join(parts)
 
@@ -89,31 +92,36 @@ class _Files:
 
     def __init__(self, most: int = 256) -> None:
         self.most = most
-        self.open: OrderedDict[Path, int] = OrderedDict()
+        self.open: OrderedDict[str, int] = OrderedDict()
         self.lock = threading.Lock()
+        self.last = ""
 
-    def read(self, path: Path, length: int, offset: int) -> bytes:
+    def read(self, path: str, length: int, offset: int) -> bytes:
         with self.lock:  # none may close what another is reading
-            data = os.pread(self._handle(path), length, offset)
+            handle = self.open.get(path)
+            if handle is None:
+                handle = self._handle(path)
+            elif self.last != path:
+                self.open.move_to_end(path)
+            self.last = path
+            data = os.pread(handle, length, offset)
             while len(data) < length:  # a signal or a network may shorten a read
-                more = os.pread(self._handle(path), length - len(data), offset + len(data))
+                more = os.pread(handle, length - len(data), offset + len(data))
                 if not more:
                     raise ValueError("the file ends too early")
                 data += more
             return data
 
-    def forget(self, path: Path) -> None:
+    def forget(self, path: str) -> None:
         with self.lock:
             handle = self.open.pop(path, None)
             if handle is not None:
                 os.close(handle)
 
-    def _handle(self, path: Path) -> int:
-        if path not in self.open:
-            while len(self.open) >= self.most:
-                os.close(self.open.popitem(last=False)[1])
-            self.open[path] = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        self.open.move_to_end(path)
+    def _handle(self, path: str) -> int:
+        while len(self.open) >= self.most:
+            os.close(self.open.popitem(last=False)[1])
+        self.open[path] = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         return self.open[path]
 
 
@@ -122,7 +130,7 @@ _files = _Files()
 
 def forget(path: Path) -> None:
     """Close the file if it is open; a later read opens what then has this name."""
-    _files.forget(path)
+    _files.forget(str(path))
 
 
 def _fresh_lock() -> None:
