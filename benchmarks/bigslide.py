@@ -26,7 +26,7 @@ REGION = 4096
 
 def build(path: Path, side: int = 24576, seed: int = 0) -> Path:
     """Write the slide to `path`; `side` is a multiple of 4,096."""
-    region = _region(seed)
+    region = region_of(seed)
     count = side // REGION
     text = f"Aperio Image Library v12.0.15\r\n{side}x{side} [0,0 {side}x{side}] ({TILE}x{TILE}) "
     text += "JPEG/RGB Q=80|AppMag = 40|MPP = 0.25"
@@ -46,7 +46,7 @@ def build(path: Path, side: int = 24576, seed: int = 0) -> Path:
     return path
 
 
-def _region(seed: int) -> NDArray[np.uint8]:
+def region_of(seed: int) -> NDArray[np.uint8]:
     """4,096 x 4,096 pixels of tissue, from the middle of a drawn slide."""
     from pathgen.synthetic import CohortConfig, make_slides
 
@@ -56,6 +56,11 @@ def _region(seed: int) -> NDArray[np.uint8]:
         with openslide.OpenSlide(next(Path(folder).glob("*.svs"))) as slide:
             start = (REGION // 2, REGION // 2)
             return np.asarray(slide.read_region(start, 0, (REGION, REGION)).convert("RGB"))
+
+
+def tiles_of(region: NDArray[np.uint8]) -> list[bytes]:
+    """The JPEG tiles of a region, as the slide has them."""
+    return list(_tiles(region, 1, 0))
 
 
 def _tiles(region: NDArray[np.uint8], count: int, frame: int) -> Iterator[bytes]:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from bigslide import region_of, tiles_of
 from torch import Tensor
 
 from pathgen import PatchDataset
@@ -30,7 +31,6 @@ from pathgen.stores import (
     PatchSpec,
     PatchStore,
     SlideFacts,
-    encode_patch,
     find_stores,
     open_store,
 )
@@ -41,10 +41,8 @@ SIZE, BATCH = 256, 64
 
 
 def patches(count: int) -> list[bytes]:
-    """JPEG files of smooth noise, about as large as those of tissue; a few hundred, repeated."""
-    rng = np.random.default_rng(0)
-    coarse = rng.integers(60, 255, (min(count, 512), SIZE // 8, SIZE // 8, 3), dtype=np.uint8)
-    made = [encode_patch(image.repeat(8, 0).repeat(8, 1), "jpeg") for image in coarse]
+    """JPEG tiles of synthetic tissue, as slides have them; some 250, repeated."""
+    made = tiles_of(region_of(0))
     return [made[i % len(made)] for i in range(count)]
 
 
@@ -83,13 +81,13 @@ def rates(work: dict[str, Callable[[], object]], batches: int) -> dict[str, floa
 
 
 class Batches(torch.utils.data.Dataset[Tensor]):
-    """Whole batches as the items of a DataLoader, as training reads them."""
+    """Whole batches as the items of a DataLoader."""
 
     def __init__(self, patches: PatchDataset) -> None:
         self.patches = patches
 
-    def __getitem__(self, rows: list[int]) -> list[Tensor]:
-        return [torch.from_numpy(image) for image in self.patches.images(rows)]
+    def __getitem__(self, rows: list[int]) -> Tensor:
+        return torch.from_numpy(self.patches.batch(rows))
 
 
 def loader(dataset: PatchDataset) -> Iterator[object]:

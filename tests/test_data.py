@@ -274,6 +274,8 @@ def test_a_batch_is_its_items(dataset: PatchDataset) -> None:
         alone, its = dataset[index]
         assert ref == its
         assert torch.equal(image, alone)
+    same = [3, 0, 2]
+    assert np.array_equal(dataset.batch(same), np.stack(dataset.images(same)))
     doubled = PatchDataset(dataset.sources, lambda image, ref: (2 * image.int(), ref))
     assert torch.equal(doubled.__getitems__([3])[0][0], 2 * dataset[3][0].int())
 

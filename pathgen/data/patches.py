@@ -126,6 +126,17 @@ class PatchDataset(Dataset[Any]):
                 hint="import or tile all with one --patch-size, or give a transform that crops",
             )
 
+    def batch(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
+        """uint8 (n, H, W, 3) of items of one size, in order."""
+        wanted = np.asarray(indices, np.int64)
+        numbers = np.searchsorted(self._starts, wanted, side="right") - 1
+        if len(wanted) and (numbers == numbers[0]).all():
+            images: NDArray[np.uint8] = self.sources[numbers[0]].images(
+                wanted - self._starts[numbers[0]]
+            )
+            return images
+        return np.stack(self.images(wanted))
+
     @property
     def labels(self) -> NDArray[np.int64]:
         """Class of every item, an index into `classes`; -1 is unknown."""

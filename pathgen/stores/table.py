@@ -127,6 +127,9 @@ def spans(starts: NDArray[np.int64], stops: NDArray[np.int64], gap: int, limit: 
     cuts = np.flatnonzero(starts[1:] - stops[:-1] > gap) + 1
     groups: list[slice] = []
     for first, last in pairwise([0, *cuts.tolist(), len(starts)]):
+        if last - first == 1:  # as most are when rows are drawn at random
+            groups.append(slice(first, last))
+            continue
         while first < last:
             fit = int(np.searchsorted(stops[first:last], starts[first] + limit, side="right"))
             groups.append(slice(first, first + max(1, fit)))
