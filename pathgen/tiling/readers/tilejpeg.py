@@ -81,6 +81,8 @@ def _said(data: bytes) -> Space:
         elif marker == _APP14 and part[4:9] == b"Adobe" and len(part) >= 16:
             adobe = part[15]
         elif marker in _FRAMES:
+            if len(part) < 10:
+                raise DamagedTile("its frame header is cut off")
             count = part[9]
             ids = part[10 : 10 + 3 * count : 3]
             if count == 1:
