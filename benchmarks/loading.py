@@ -34,15 +34,21 @@ from pathgen.stores import (
     find_stores,
     open_store,
 )
-from pathgen.stores.codec import decode_patches
+from pathgen.stores.codec import decode_patch, decode_patches, encode_patch
 from pathgen.stores.patches import MEASURES
+from pathgen.tiling import TileConfig
 
 SIZE, BATCH = 256, 64
+#: Patches in memory that the decoder draws from.
+IN_MEMORY = 30_000
 
 
-def patches(count: int) -> list[bytes]:
-    """JPEG tiles of synthetic tissue, as slides have them; some 250, repeated."""
+def patches(count: int, copied: bool) -> list[bytes]:
+    """JPEG files of synthetic tissue, some 250, repeated: as `tile` encodes them, or as it copies
+    them from a slide."""
     made = tiles_of(region_of(0))
+    if not copied:
+        made = [encode_patch(decode_patch(tile), "jpeg", TileConfig().quality) for tile in made]
     return [made[i % len(made)] for i in range(count)]
 
 
@@ -110,10 +116,11 @@ def main() -> None:
     parser.add_argument("--patches", type=int, default=64)
     parser.add_argument("--batches", type=int, default=60)
     parser.add_argument("--passes", type=int, default=0)
+    parser.add_argument("--copied", action="store_true", help="tiles as slides have them")
     arguments = parser.parse_args()
     rng = np.random.default_rng(1)
     with tempfile.TemporaryDirectory() as folder:
-        encoded = patches(arguments.patches)
+        encoded = patches(arguments.patches, arguments.copied)
         write_stores(Path(folder), arguments.stores, encoded)
         openings = []
         for path in find_stores(folder):
@@ -121,9 +128,11 @@ def main() -> None:
             open_store(path)
             openings.append(time.perf_counter() - start)
         dataset = PatchDataset(open_sources([folder]))
+        # As many as no cache holds: those of a store are not in one either.
+        held = [bytes(bytearray(encoded[i % len(encoded)])) for i in range(IN_MEMORY)]
         work: dict[str, Callable[[], object]] = {
             "decoding alone": lambda: decode_patches(
-                [encoded[i] for i in rng.integers(0, len(encoded), BATCH)], SIZE
+                [held[i] for i in rng.integers(0, len(held), BATCH)], SIZE
             ),
             "all stores": lambda: dataset.images(rng.integers(0, len(dataset), BATCH)),
         }
