@@ -26,10 +26,10 @@ class RawData:
         self.path = str(path)  # looked up for each patch: a Path hashes slowly
         self.shape, self.dtype = tuple(dataset.shape), dataset.dtype
         self.chunk = int(dataset.chunks[0])
-        self.places = _places(dataset, -(-self.shape[0] // self.chunk))
+        places = _places(dataset, -(-self.shape[0] // self.chunk))
         # Most chunks lie one after the other: where byte 0 would be if all before did.
         self.bases: list[int] = (
-            self.places - np.arange(len(self.places)) * self.chunk
+            places - np.arange(len(places)) * self.chunk
         ).tolist()  # fmt: skip
         _files.forget(self.path)  # it may be open as the file that had this name before
 

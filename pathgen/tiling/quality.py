@@ -47,11 +47,6 @@ _BITS = 6
 _PEN, _BLACK, _WHITE = 1, 2, 4
 
 
-def quality_factor(mpp: float) -> int:
-    """By how much patches of `mpp` microns per pixel are averaged before scoring, 1 to 8."""
-    return int(np.clip(round(QUALITY_MPP / mpp), 1, 8))
-
-
 def quality_scores(
     images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]],
     mpp: float = QUALITY_MPP,

@@ -118,10 +118,6 @@ class TiledLevel:
         """Whether some tile has no bytes."""
         return bool((self.counts == 0).any())
 
-    def index(self, x: int, y: int) -> int:
-        """The tile that holds the pixel (x, y) of the level."""
-        return y // self.tile[1] * self.across + x // self.tile[0]
-
     def fetch(self, file: int, indices: Sequence[int]) -> list[bytes]:
         """The bytes of tiles, in the order asked for; empty where the slide has none.
 
