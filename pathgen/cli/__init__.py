@@ -15,6 +15,8 @@ from pathgen.cli import (  # noqa: F401 - each adds its commands
     doctor,
     exchange,
     judging,
+    publishing,
+    natural,
     slides,
     stores,
     training,
