@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathgen.exchange import export_stores, import_files, verify
     from pathgen.extract import extract_features, load_encoder
     from pathgen.pretraining import pretrain
+    from pathgen.publishing import publish
     from pathgen.stores import open_store
     from pathgen.synthetic import make_slides
     from pathgen.tiling import open_slide, tile
@@ -33,6 +34,7 @@ _HOME = {
     "open_slide": "pathgen.tiling",
     "open_store": "pathgen.stores",
     "pretrain": "pathgen.pretraining",
+    "publish": "pathgen.publishing",
     "tile": "pathgen.tiling",
     "train_mil": "pathgen.evaluate.mil",
     "verify": "pathgen.exchange",

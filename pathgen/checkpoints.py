@@ -1,4 +1,9 @@
-"""What a checkpoint is made of: plain values, random states, and a check of its bytes."""
+"""What a checkpoint is made of: weights as safetensors, plain values, and a seal over the bytes.
+
+pair.safetensors  loss.safetensors     parts that are tensors by name: networks, averages
+state.pt                               the others, the step and the random states
+COMPLETE                               length and digest of every file, written last
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ import hashlib
 import json
 import pickle
 import random
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +19,73 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from pathgen.commit import storage_error
 from pathgen.errors import RunError
+
+SEAL, STATE = "COMPLETE", "state.pt"
+
+
+def write_checkpoint(folder: Path, step: int, parts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Put the states of `parts` after `step` steps into `folder`, which is there and empty.
+
+    Raises StorageError when the disk is full.
+    """
+    import torch
+
+    plain = {}
+    for name, state in parts.items():
+        if _is_flat(state):
+            _save_tensors(folder / f"{name}.safetensors", state)
+        else:
+            plain[name] = dict(state)
+    state = {"step": step, "random": random_state(), "parts": plain}
+    try:
+        torch.save(state, folder / STATE)
+    except RuntimeError as error:  # torch says so of a full disk
+        if isinstance(error.__context__, OSError):
+            raise storage_error(error.__context__, folder) from error
+        raise
+    files = {path.name: fingerprint(path) for path in sorted(folder.iterdir())}
+    seal = {"step": step, "files": files}
+    (folder / SEAL).write_text(json.dumps(seal, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any]:
+    """``{"step": ..., "random": ..., "parts": {name: state}}``, on the CPU.
+
+    Raises RunError: PG-T04, a file cannot be read; PG-T05, it holds more than plain values.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    state: dict[str, Any] = load_plain(folder / STATE)
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            state["parts"][path.stem] = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise RunError("checkpoint cannot be read", where=path, why=str(error)) from error
+    return state
+
+
+def _is_flat(state: Mapping[str, Any]) -> bool:
+    """Whether it is tensors by name, and some."""
+    import torch
+
+    return bool(state) and all(isinstance(value, torch.Tensor) for value in state.values())
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    own = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
+    try:
+        save_file(own, path)
+    except SafetensorError as error:  # which says what the system said, in words
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise storage_error(OSError(int(number[1]), str(error)), path) from error
 
 
 def random_state() -> dict[str, Any]:
@@ -24,17 +96,18 @@ def random_state() -> dict[str, Any]:
     name, keys, position, has_gauss, cached = cast(
         "tuple[str, NDArray[np.uint32], int, int, float]", np.random.get_state(legacy=True)
     )
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    # Of the GPU in use alone: asking the others would take memory on each.
+    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
     return {
         "python": [version, list(words), gauss],
         "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
         "torch": torch.get_rng_state(),
-        "cuda": list(cuda),
+        "cuda": cuda,
     }
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Put back what `random_state` gave; states of GPUs this machine lacks are left out."""
+    """Put back what `random_state` gave; that of a GPU is left out where there is none."""
     import torch
 
     version, words, gauss = state["python"]
@@ -42,8 +115,8 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"].cpu())
-    for number, cuda in enumerate(state["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(cuda.cpu(), number)
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"][0].cpu())
 
 
 def load_plain(path: Path) -> Any:
@@ -75,14 +148,25 @@ def fingerprint(path: Path) -> dict[str, Any]:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """Why a checkpoint cannot be used; None when its bytes are those that were written."""
+    """Why a checkpoint cannot be used; None when its bytes are those that were written.
+
+    Raises RunError PG-T04 for one of the format before this one.
+    """
     try:
-        seal = json.loads((checkpoint / "COMPLETE").read_text(encoding="utf-8"))
-        found = fingerprint(checkpoint / "state.pt")
-    except (OSError, ValueError) as error:
+        seal = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))
+        if not isinstance(seal, dict):
+            return "its seal is not one"
+        if "files" not in seal and "sha256" in seal:
+            raise RunError(
+                "checkpoint is of an older format", where=checkpoint,
+                why="networks are kept as safetensors files now",
+                hint="finish it with the version that began it, or start again with --overwrite",
+            )  # fmt: skip
+        for name, written in seal["files"].items():
+            if fingerprint(checkpoint / name) != written:
+                return f"the bytes of {name} are not those that were written"
+    except (OSError, ValueError, KeyError, AttributeError) as error:
         return str(error)
-    if not isinstance(seal, dict) or any(seal.get(key) != found[key] for key in found):
-        return "its bytes are not those that were written"
     return None
 
 

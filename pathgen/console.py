@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import typer
 
+from pathgen import parallel
 from pathgen.errors import PathgenError
 from pathgen.progress import Progress, for_people
 
@@ -27,8 +28,9 @@ class Talk:
     """One command's voice: progress to stderr, the result to stdout, as prose or as JSON."""
 
     def __init__(self, *, quiet: bool, as_json: bool) -> None:
-        self.quiet, self.as_json = quiet, as_json
-        self.progress: Progress = for_people(quiet=quiet, as_json=as_json)
+        # Of several processes that train together the first one speaks.
+        self.quiet, self.as_json = quiet or not parallel.leads(), as_json and parallel.leads()
+        self.progress: Progress = for_people(quiet=self.quiet, as_json=self.as_json)
 
     def result(self, values: Mapping[str, Any], text: str = "", following: str = "") -> None:
         """Say where the result is and what to run next; with ``--json``, the values instead."""

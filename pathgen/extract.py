@@ -97,10 +97,12 @@ def extract_features(
     facts = encoder_facts(encoder)
     outputs = [_Output(source, out, facts, config) for source in sources]
     _distinct(outputs)
-    commit.writable_folder(out)
-    with commit.lock(out):
-        commit.sweep(out)
-        _extract(encoder, outputs, config, overwrite, progress)
+    # What is finished is only read, which several processes may do at a time.
+    if overwrite or not all(output.is_done() for output in outputs):
+        commit.writable_folder(out)
+        with commit.lock(out):
+            commit.sweep(out)
+            _extract(encoder, outputs, config, overwrite, progress)
     return [output.path for output in outputs]
 
 

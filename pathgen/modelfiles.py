@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_type_hints
 
 from pathgen.checkpoints import require_equal_shapes
 from pathgen.commit import draft
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 MODEL_FORMAT = "pathgen-model"
-MODEL_VERSION = 1
+#: 2: weights of an encoder under timm's names. 1 is read too.
+MODEL_VERSION = 2
 
 Model = TypeVar("Model", bound="nn.Module")
 
@@ -24,6 +25,8 @@ def save_model(path: Path | str, model: nn.Module) -> None:
     """Write `config.json` and `model.safetensors` into the folder `path`, atomically.
 
     The model must have been built as ``Model(config)`` and carry that config as `model.config`.
+    Where its class names a `stored_part`, the file has that part's weights under the part's own
+    names, and `model.stored_facts()` goes into `config.json`: others can read them too.
     """
     from safetensors.torch import save_file
 
@@ -34,8 +37,12 @@ def save_model(path: Path | str, model: nn.Module) -> None:
         "model": type(model).__name__,
         "config": config.model_dump(mode="json"),
     }
+    prefix = _prefix(type(model))
+    if prefix:
+        description |= cast(Any, model).stored_facts()
     weights = {
-        name: t.detach().cpu().clone().contiguous() for name, t in model.state_dict().items()
+        name.removeprefix(prefix): t.detach().cpu().clone().contiguous()
+        for name, t in model.state_dict().items()
     }
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,9 +83,17 @@ def load_model(path: Path | str, cls: type[Model]) -> Model:
         weights = load_file(path / "model.safetensors")
     except (OSError, SafetensorError) as error:
         raise RunError("model weights cannot be read", where=path, why=str(error)) from error
+    if description["version"] > 1:
+        weights = {_prefix(cls) + name: tensor for name, tensor in weights.items()}
     require_equal_shapes(model.state_dict(), weights, where=path)
     model.load_state_dict(weights)
     return model.eval()
+
+
+def _prefix(cls: type[nn.Module]) -> str:
+    """What the names of a model's weights begin with and those in its file do not."""
+    part = getattr(cls, "stored_part", "")
+    return f"{part}." if part else ""
 
 
 def model_folder(path: Path | str) -> Path:

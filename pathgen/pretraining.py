@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from pathgen import commit
+from pathgen import commit, parallel
 from pathgen.augment import AugmentConfig
 from pathgen.config import Config, merge, parse_overrides, to_yaml
 from pathgen.config import build as build_config
@@ -25,7 +25,7 @@ from pathgen.extract import ExtractConfig
 from pathgen.progress import Progress, Silent
 from pathgen.provenance import environment
 from pathgen.recipes import read_recipe
-from pathgen.runs import Run
+from pathgen.runs import Run, hold
 from pathgen.train.autoencoder import AutoencoderTrainConfig
 from pathgen.train.dino import DinoConfig
 from pathgen.train.ldm import LDMTrainConfig
@@ -44,6 +44,13 @@ class PretrainConfig(Config):
 
     name: str = "custom"
     note: str = ""
+    from_encoder: str | None = None
+    """a finished encoder in place of the dino stage, as for a second round: its embeddings
+    condition the E-LDM. A run, a stage or model folder, or timm:NAME"""
+    from_autoencoder: str | None = None
+    """a run with a finished autoencoder, in place of the autoencoder stage"""
+    from_augment: str | None = None
+    """a run with synthetic images of the same patches, in place of all stages but gen-dino"""
     dino: DinoConfig = Field(default_factory=DinoConfig)
     features: ExtractConfig = Field(default_factory=ExtractConfig)
     autoencoder: AutoencoderTrainConfig = Field(default_factory=AutoencoderTrainConfig)
@@ -63,6 +70,14 @@ class PretrainConfig(Config):
         if isinstance(dino, Mapping) and isinstance(own, Mapping):
             return {**values, "gen_dino": merge(dino, own)}
         return values
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The stages that something finished elsewhere stands in for."""
+        if self.from_augment:
+            return STAGES[:-1]
+        stands_in = {"dino": self.from_encoder, "autoencoder": self.from_autoencoder}
+        return tuple(stage for stage, place in stands_in.items() if place)
 
 
 def check_stages(stages: Sequence[str]) -> None:
@@ -101,10 +116,14 @@ def resolve(
     seed: int | None = None,
     device: str | None = None,
     workers: int | None = None,
+    from_encoder: str | Path | None = None,
+    from_autoencoder: str | Path | None = None,
+    from_augment: str | Path | None = None,
 ) -> PretrainConfig:
     """A recipe by name or path, with ``key=value`` overrides and the common flags laid on top.
 
-    Raises ConfigError for an unknown recipe or setting, naming the nearest known one.
+    `from_encoder` and the like are places of what is finished: see `PretrainConfig`. Raises
+    ConfigError for an unknown recipe or setting, naming the nearest known one.
     """
     values = merge(read_recipe(recipe), parse_overrides(overrides))
     common: dict[str, Any] = {"seed": seed, "device": device, "workers": workers}
@@ -115,6 +134,11 @@ def resolve(
     values = merge(values, {"features": placed})
     if seed is not None:
         values = merge(values, {"augment": {"seed": seed}})
+    places = {
+        "from_encoder": from_encoder, "from_autoencoder": from_autoencoder,
+        "from_augment": from_augment,
+    }  # fmt: skip
+    values |= {key: str(place) for key, place in places.items() if place is not None}
     return build_config(PretrainConfig, values, where=str(recipe))
 
 
@@ -128,6 +152,9 @@ def pretrain(
     seed: int | None = None,
     device: str | None = None,
     workers: int | None = None,
+    from_encoder: str | Path | None = None,
+    from_autoencoder: str | Path | None = None,
+    from_augment: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> PretrainResult:
@@ -138,6 +165,10 @@ def pretrain(
         out: the run folder; see docs/formats.md.
         recipe: a name from `pathgen.recipes`, or a YAML file.
         stages: which of `STAGES` to do; a stage that needs an unfinished one says so.
+        from_encoder: a finished encoder in place of the dino stage, as for a second round.
+        from_autoencoder: a run with a finished autoencoder, in place of that stage.
+        from_augment: a run with synthetic images of these patches, in place of all stages before
+            gen-dino, as for an ablation of that stage.
         overwrite: start the chosen stages anew instead of resuming them.
 
     Raises:
@@ -145,24 +176,43 @@ def pretrain(
         made with other settings or inputs. Stopped: stopped on request with a checkpoint.
     """
     check_stages(stages)
-    progress = progress or Silent()
-    config = resolve(recipe, overrides, seed=seed, device=device, workers=workers)
+    progress = progress if progress is not None and parallel.leads() else Silent()
+    config = resolve(
+        recipe, overrides, seed=seed, device=device, workers=workers, from_encoder=from_encoder,
+        from_autoencoder=from_autoencoder, from_augment=from_augment,
+    )  # fmt: skip
     paths = [inputs] if isinstance(inputs, str | Path) else list(inputs)
     sources = open_sources([Path(path) for path in paths])
     folder = commit.writable_folder(Path(out))
-    with commit.lock(folder):
-        commit.sweep(folder)
-        flow = _Flow(folder, config, sources, overwrite, progress)
+    # Synthesis alone may be done by several commands at a time, on several machines.
+    with hold(folder, shared=set(stages) == {"augment"}):
+        parallel.first(lambda: commit.sweep(folder))
+        flow = Flow(folder, config, sources, overwrite, progress)
         for stage in STAGES:
             if stage in stages:
                 progress.say(f"{stage}: {flow.status(stage)}")
-                flow.do(stage)
+                if stage not in config.given:
+                    flow.do(stage)
     done = {stage: folder / stage for stage in STAGES if (folder / stage / "done.json").exists()}
     return PretrainResult(out=folder, config=config, stages=done)
 
 
-class _Flow:
+def data_facts(sources: Sequence[PatchSource]) -> dict[str, Any]:
+    """What `data.json` of a run folder says of the training images."""
+    facts = []
+    for source in sources:
+        attrs = getattr(source, "attrs", {})
+        size = {key: attrs.get(key) for key in ("patch_size", "target_mpp")}
+        facts.append({"name": source.name, "id": source.id, "patches": len(source), **size})
+    return {"patches": sum(map(len, sources)), "sources": facts}
+
+
+class Flow:
     """The stages over one run folder; each loads what it needs from the folders before it."""
+
+    runs: ClassVar[type[Run]] = Run
+    #: Whether synthesis also draws a sheet to judge by.
+    sheet: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -188,12 +238,14 @@ class _Flow:
         steps[stage]()
 
     def status(self, stage: str) -> str:
+        if stage in self.config.given:
+            return "left out, a finished one is given"
         if (self.out / stage / "done.json").exists() and not self.overwrite:
             return "finished before, kept"
         return "going on" if (self.out / stage).exists() and not self.overwrite else "starting"
 
     def start(self, stage: str, config: Config, **inputs: str) -> Run:
-        run = Run.start(
+        run = self.runs.start(
             self.out / stage, stage, config, {**self.patches, **inputs}, overwrite=self.overwrite
         )
         self.agreed()
@@ -201,8 +253,12 @@ class _Flow:
 
     def agreed(self) -> None:
         """Say what is asked, once the folder has turned out not to be another run's."""
+        parallel.first(self._note)
+
+    def _note(self) -> None:
         commit.write_text(self.out / "config.yaml", to_yaml(self.config))
         commit.write_json(self.out / "environment.json", environment())
+        commit.write_json(self.out / "data.json", data_facts(self.sources))
 
     def dino(self) -> None:
         from pathgen.train.dino import train_dino
@@ -214,9 +270,14 @@ class _Flow:
     def autoencoder(self) -> None:
         from pathgen.train.autoencoder import train_autoencoder
 
-        run = self.start("autoencoder", self.config.autoencoder)
+        config = self.config.autoencoder
+        there = "dino" in self.config.given or (self.out / "dino" / "done.json").exists()
+        # Without a weight the encoder only says how alike reconstructions are to it.
+        judge = self._encoder("autoencoder") if config.perceptual_weight or there else None
+        inputs = {"encoder": judge.id} if judge and config.perceptual_weight else {}
+        run = self.start("autoencoder", config, **inputs)
         if not run.finished:
-            train_autoencoder(self.config.autoencoder, self.sources, run, progress=self.progress)
+            train_autoencoder(config, self.sources, run, progress=self.progress, encoder=judge)
 
     def ldm(self) -> None:
         from pathgen.models.weights import weights_id
@@ -241,6 +302,7 @@ class _Flow:
         encoder, autoencoder = self._encoder("augment"), self._autoencoder("augment")
         self._need("ldm", "augment")
         ldm = load_model(self.out / "ldm" / "model", EmbeddingConditionedLDM)
+        # Of several processes each draws a part.
         augment(
             ldm,
             autoencoder,
@@ -248,7 +310,7 @@ class _Flow:
             self._features(encoder),
             self.out / "augment",
             self.config.augment,
-            sources=self.sources,
+            sources=self.sources if self.sheet else None,
             overwrite=self.overwrite,
             device=self.config.ldm.run.device,
             progress=self.progress,
@@ -277,13 +339,20 @@ class _Flow:
     def _encoder(self, wanted_by: str) -> Encoder:
         from pathgen.extract import load_encoder
 
+        device = self.config.dino.run.device
+        if self.config.from_encoder:
+            return load_encoder(self.config.from_encoder, device=device)
         self._need("dino", wanted_by)
-        return load_encoder(self.out / "dino", device=self.config.dino.run.device)
+        return load_encoder(self.out / "dino", device=device)
 
     def _autoencoder(self, wanted_by: str) -> Autoencoder:
         from pathgen.models.autoencoder import Autoencoder
         from pathgen.runs import load_model
 
+        if self.config.from_autoencoder:
+            place = Path(self.config.from_autoencoder)
+            inside = place / "autoencoder"
+            return load_model(inside if inside.is_dir() else place, Autoencoder)
         self._need("autoencoder", wanted_by)
         return load_model(self.out / "autoencoder" / "model", Autoencoder)
 
@@ -292,13 +361,15 @@ class _Flow:
         from pathgen.extract import extract_features
         from pathgen.stores.features import FeatureStore
 
-        paths = extract_features(
-            encoder,
-            self.sources,
-            self.out / "features",
-            self.config.features,
-            overwrite=self.overwrite and not self.extracted,
-            progress=self.progress,
+        paths = parallel.first(
+            lambda: extract_features(
+                encoder,
+                self.sources,
+                self.out / "features",
+                self.config.features,
+                overwrite=self.overwrite and not self.extracted,
+                progress=self.progress,
+            )
         )
         self.extracted = True
         return [FeatureStore.open(path) for path in paths]
@@ -306,7 +377,15 @@ class _Flow:
     def _augmentations(self) -> list[SelfAugmentationStore]:
         from pathgen.stores.augmentations import SelfAugmentationStore
 
-        self._need("augment", "gen-dino")
-        folder = self.out / "augment"
+        if self.config.from_augment:
+            place = Path(self.config.from_augment)
+            inside = place / "augment"
+            folder = inside if inside.is_dir() else place
+            if not (folder / "done.json").is_file():
+                raise RunError("no finished synthetic images here", where=place,
+                               hint="give a run whose augment stage is finished")  # fmt: skip
+        else:
+            self._need("augment", "gen-dino")
+            folder = self.out / "augment"
         names = commit.read_json(folder / "done.json")["stores"]
         return [SelfAugmentationStore.open(folder / name) for name in names]

@@ -2,7 +2,7 @@
 
     config.yaml  provenance.json  environment.json    what was asked, and where it ran
     log.jsonl                                         one line of numbers a logged step
-    checkpoints/step-00001200/{state.pt, COMPLETE}    the last two, each whole or absent
+    checkpoints/step-00001200/                        the last two, each whole or absent
     model/{config.json, model.safetensors}            what the next stage loads
     metrics.json  done.json                           written last, in this order
 
@@ -16,18 +16,19 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ValidationError
 
+from pathgen import parallel
 from pathgen.checkpoints import (
     damage,
-    fingerprint,
-    load_plain,
-    random_state,
+    read_checkpoint,
     require_equal_shapes,
     set_random_state,
+    write_checkpoint,
 )
 from pathgen.commit import (
     discard,
@@ -43,6 +44,7 @@ from pathgen.config import Config, to_yaml
 from pathgen.errors import RunError
 from pathgen.modelfiles import load_model, read_object, save_model
 from pathgen.provenance import Provenance, environment
+from pathgen.runconfig import FREE, RunConfig, comparable, differences
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,31 +53,12 @@ __all__ = ["FREE", "Run", "RunConfig", "Stateful", "comparable", "load_model", "
 
 log = logging.getLogger(__name__)
 
-KEPT_CHECKPOINTS = 2
 #: What a run writes in its folder; `overwrite` removes these and nothing else.
 CONTENTS = (
     "done.json", "provenance.json", "metrics.json", "config.yaml", "environment.json",
-    "log.jsonl", "checkpoints", "model", "initial", "reconstructions.png",
+    "log.jsonl", "checkpoints", "model", "initial", "pictures",
+    "tensorboard", "reconstructions.png", "latents",
 )  # fmt: skip
-
-
-class RunConfig(Config):
-    """What every training stage needs and no method depends on."""
-
-    seed: int = Field(default=0, ge=0)
-    device: str = "auto"
-    """``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``"""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """``auto``: bf16 on a CUDA device that has it, else fp32"""
-    workers: int = Field(default=0, ge=0)
-    save_every: int = Field(default=1000, ge=1)
-    """steps between checkpoints"""
-    log_every: int = Field(default=10, ge=1)
-    """steps between log lines"""
-
-
-#: Settings that may change between a start and a resume.
-FREE = frozenset({"device", "workers", "save_every", "log_every"})
 
 
 class Stateful(Protocol):
@@ -89,8 +72,9 @@ class Stateful(Protocol):
 class Run:
     """One training in one folder. Create with `Run.start`.
 
-    Two processes must not train in one folder: the training functions hold
-    `pathgen.commit.lock(run.path)` while they write.
+    Two processes must not train in one folder: the training functions `hold` it while they write.
+    Of several that train together (`pathgen.parallel`) the first alone writes, and all must call
+    what is called; all of them read.
     """
 
     def __init__(self, path: Path, provenance: Provenance) -> None:
@@ -116,22 +100,35 @@ class Run:
             RunError: PG-T04, the folder holds a run with another setting, which is named.
             StorageError: the folder cannot be written.
         """
-        path = writable_folder(Path(path))
+        path = Path(path)
         run = cls(path, Provenance(stage=stage, config=comparable(config), inputs=dict(inputs)))
+        parallel.first(lambda: run._begin(config, overwrite))
+        return run
+
+    def _begin(self, config: Config, overwrite: bool) -> None:
+        path = writable_folder(self.path)
         with lock(path):
             sweep(path)
             if overwrite:
                 for name in CONTENTS:
                     discard(path / name)
             if (path / "provenance.json").exists():
-                run._agree()
-                run._note_environment()
-                return run
-            run._refuse_remains()
+                self._agree()
+                self._note_environment()
+                return
+            self._refuse_remains()
             write_text(path / "config.yaml", to_yaml(config))
             write_json(path / "environment.json", environment())
-            write_json(path / "provenance.json", run.provenance.model_dump(mode="json"))
-        return run
+            write_json(path / "provenance.json", self.provenance.model_dump(mode="json"))
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep other pathgen processes out while this one trains; those of the same training may.
+
+        Raises BusyError when one is in.
+        """
+        with hold(self.path):
+            yield
 
     @classmethod
     def open(cls, path: Path | str) -> Run:
@@ -158,6 +155,8 @@ class Run:
 
     def log(self, step: int, **values: float) -> None:
         """Append one line to `log.jsonl`; a value that is not finite is written as null."""
+        if not parallel.leads():
+            return
         line = {"step": step} | {k: _finite(v) for k, v in values.items()}
         path = self.path / "log.jsonl"
         try:
@@ -197,31 +196,19 @@ class Run:
 
     # --- checkpoints ---------------------------------------------------------------------
 
-    def save(self, step: int, **parts: Stateful) -> Path:
-        """Write the checkpoint of `step` done steps, whole or not at all; keep the last two.
+    def save(self, step: int, *, keep: int = 2, **parts: Stateful) -> Path:
+        """Write the checkpoint of `step` done steps, whole or not at all; keep the last `keep`.
 
         It holds every part's state and the random states of python, numpy and torch.
         """
-        import torch
-
         final = self._checkpoint(step)
-        final.parent.mkdir(exist_ok=True)
-        state = {
-            "step": step,
-            "random": random_state(),
-            "parts": {name: dict(part.state_dict()) for name, part in parts.items()},
-        }
+        if not parallel.leads():
+            return final
+        states = {name: part.state_dict() for name, part in parts.items()}
         with draft(final) as folder:
             folder.mkdir()
-            try:
-                torch.save(state, folder / "state.pt")
-            except RuntimeError as error:  # torch says so of a full disk
-                if isinstance(error.__context__, OSError):
-                    raise storage_error(error.__context__, final) from error
-                raise
-            seal = {"step": step, **fingerprint(folder / "state.pt")}
-            (folder / "COMPLETE").write_text(json.dumps(seal), encoding="utf-8")
-        for old in self.checkpoints()[:-KEPT_CHECKPOINTS]:
+            write_checkpoint(folder, step, states)
+        for old in self.checkpoints()[:-keep]:
             discard(old / "COMPLETE")  # first, so that half a removal is no checkpoint
             discard(old)
         return final
@@ -241,28 +228,32 @@ class Run:
             RunError: PG-T04, no checkpoint is readable or it does not fit `parts` (says where);
                 PG-T05, it holds more than plain values.
         """
-        step = 0
+        name = parallel.first(self._newest)
+        step = 0 if name is None else self._load(self.path / "checkpoints" / name, parts)
+        if parallel.leads():
+            self._cut_log(step)
+        return step
+
+    def _newest(self) -> str | None:
+        """Name of the newest checkpoint that is whole."""
         damaged: list[str] = []
         for path in reversed(self.checkpoints()):
             problem = damage(path)
             if problem is None:
-                step = self._load(path, parts)
-                break
+                return path.name
             log.warning("checkpoint %s is passed over: %s", path, problem)
             damaged.append(f"{path.name}: {problem}")
-        else:
-            if damaged:
-                raise RunError(
-                    "no checkpoint can be read", where=self.path, why="; ".join(damaged),
-                    hint="start again with --overwrite",
-                )  # fmt: skip
-        self._cut_log(step)
-        return step
+        if damaged:
+            raise RunError(
+                "no checkpoint can be read", where=self.path, why="; ".join(damaged),
+                hint="start again with --overwrite",
+            )  # fmt: skip
+        return None
 
     def _load(self, path: Path, parts: Mapping[str, Stateful]) -> int:
         from torch import nn
 
-        state = load_plain(path / "state.pt")
+        state = read_checkpoint(path)
         saved = state["parts"]
         if set(saved) != set(parts):
             raise RunError(
@@ -291,6 +282,9 @@ class Run:
 
     def finish(self, model: nn.Module | None, metrics: Mapping[str, Any]) -> None:
         """Write `model/`, `metrics.json` and, last of all, `done.json`."""
+        parallel.first(lambda: self._finish(model, metrics))
+
+    def _finish(self, model: nn.Module | None, metrics: Mapping[str, Any]) -> None:
         if model is not None:
             save_model(self.path / "model", model)
         write_json(self.path / "metrics.json", dict(metrics))
@@ -303,7 +297,7 @@ class Run:
     def _agree(self) -> None:
         there, asked = _read_provenance(self.path), self.provenance
         difference = next(
-            _differences(
+            differences(
                 {"stage": there.stage, "config": there.config, "inputs": there.inputs},
                 {"stage": asked.stage, "config": asked.config, "inputs": asked.inputs},
             ),
@@ -344,28 +338,12 @@ class Run:
 # --- helpers -------------------------------------------------------------------------------
 
 
-def comparable(config: BaseModel) -> dict[str, Any]:
-    """The config as plain values, without the settings that may change on a resume."""
-    values = config.model_dump(mode="json")
-    if isinstance(config, RunConfig):
-        return {name: value for name, value in values.items() if name not in FREE}
-    for name in type(config).model_fields:
-        nested = getattr(config, name)
-        if isinstance(nested, BaseModel):
-            values[name] = comparable(nested)
-    return values
-
-
-def _differences(
-    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, Any, Any]]:
-    for key in sorted({*old, *new}):
-        name = f"{prefix}{key}"
-        before, after = old.get(key, "nothing"), new.get(key, "nothing")
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            yield from _differences(before, after, f"{name}.")
-        elif before != after:
-            yield name, before, after
+@contextmanager
+def hold(folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """`pathgen.commit.lock` for all processes that train together: the first has it for them."""
+    with ExitStack() as stack:
+        parallel.first(lambda: stack.enter_context(lock(folder, shared=shared)))
+        yield
 
 
 def _read_provenance(path: Path) -> Provenance:

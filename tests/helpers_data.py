@@ -36,8 +36,9 @@ def make_patches(
     name: str = "slide",
     label: str | None = None,
     patient: str | None = None,
+    places: Sequence[tuple[int, int]] | None = None,
 ) -> PatchStore:
-    """A lossless patch store of these images, in a row along x."""
+    """A lossless patch store of these images, at grid places (x, y) or in a row along x."""
     n, size = images.shape[:2]
     slide = SlideFacts(name=name, identity=f"id of {name}", width=10_000, height=10_000)
     provenance = Provenance(stage="tile", config={"n": n}, inputs={"slide": slide.identity})
@@ -49,11 +50,11 @@ def make_patches(
         label=label, patient=patient,
     ) as writer:  # fmt: skip
         if n:
-            x = np.arange(n, dtype=np.int64) * size
+            x, y = np.array(places or [(i, 0) for i in range(n)], np.int64).T * size
             writer.append(
                 image=[encode_patch(image, "png") for image in images],
-                coords=np.stack([x, 0 * x], 1),
-                grid=np.stack([0 * x, x // size], 1).astype(np.int32),
+                coords=np.stack([x, y], 1),
+                grid=np.stack([y // size, x // size], 1).astype(np.int32),
                 made=np.ones(n, np.uint8),
                 **{measure: np.ones(n, np.float32) for measure in MEASURES},
             )
@@ -61,15 +62,26 @@ def make_patches(
 
 
 def make_augmentations(
-    path: Path, images: NDArray[np.uint8], recipes: Sequence[Recipe], sources: Sequence[str]
+    path: Path,
+    images: NDArray[np.uint8],
+    recipes: Sequence[Recipe],
+    sources: Sequence[str],
+    mixed: int = 2,
 ) -> SelfAugmentationStore:
-    provenance = Provenance(stage="augment", config={}, inputs={"patches": ",".join(sources)})
+    provenance = Provenance(
+        stage="augment", config={"mixed": mixed}, inputs={"patches": ",".join(sources)}
+    )
     with SelfAugmentationStore.create(
-        path, images.shape[1], provenance, sources=sources, facts={"guidance": 2.0}
+        path,
+        images.shape[1],
+        provenance,
+        sources=sources,
+        facts={"guidance": 2.0},
+        mixed=mixed,
     ) as writer:
         writer.append(
             image=[encode_patch(image, "png") for image in images],
-            **recipe_columns(recipes, sources),
+            **recipe_columns(recipes, sources, mixed=mixed),
             cosine=np.full(len(recipes), np.nan, np.float32),
         )
     return SelfAugmentationStore.open(path)

@@ -74,17 +74,23 @@ def random_views(step: int, batch: int = 8, *, blend: bool, local_crops: int = 2
     mixed = None
     if blend:
         rows = torch.arange(0, batch, 2)
-        mixed = Blend(
-            image=images(32, len(rows)), secondary=images(32, len(rows)),
-            alpha=torch.rand(len(rows), generator=draw), rows=rows,
-        )  # fmt: skip
+        image, secondary = images(32, len(rows)), images(32, len(rows))
+        alpha = torch.rand(len(rows), generator=draw)
+        mixed = Blend(image, [[secondary]], torch.stack([alpha, 1 - alpha], 1), rows)
     return Views(globals_, locals_, mixed)
 
 
 def random_loader(
     config: ViewConfig, sources: Sequence[Any], augmentations: Sequence[Any] = (), *,
-    batch_size: int, seed: int, workers: int, start_step: int, steps: int,
+    batch_size: int, start_step: int, steps: int, **_: Any,
 ) -> Iterator[Views]:  # fmt: skip
     """In place of `view_loader`: blends whenever there are augmentations."""
     for step in range(start_step, steps):
         yield random_views(step, batch_size, blend=bool(augmentations))
+
+
+def reference_schedule(base: float, final: float, warmup: int, total: int) -> np.ndarray:
+    """A linear rise over `warmup` points including both ends, then half a cosine."""
+    rise = np.linspace(0.0, base, warmup)
+    turn = np.arange(total - warmup) / max(total - warmup, 1)
+    return np.concatenate([rise, final + (base - final) * (1 + np.cos(np.pi * turn)) / 2])

@@ -12,21 +12,22 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "pathgen"
 LAYERS = [
     ["errors"],
-    ["extras", "progress", "columns"],
+    ["extras", "progress", "columns", "parallel"],
     ["commit", "places"],
-    ["config"],
+    ["config", "claims"],
     ["provenance", "recipes", "synthetic"],
-    ["checkpoints"],
+    ["checkpoints", "runconfig"],
     ["modelfiles"],
     ["runs", "stores", "models"],
     ["tiling", "data"],
     ["exchange"],
     ["train"],
     ["extract"],
-    ["augment"],
     ["evaluate"],
-    ["pretraining", "report"],
+    ["augment"],
+    ["pretraining", "publishing", "report"],
     ["plan", "console", "demo", "doctor"],
+    ["rehearsal"],
     ["cli"],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

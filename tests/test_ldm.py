@@ -24,8 +24,7 @@ from pathgen.progress import Silent
 from pathgen.provenance import Provenance
 from pathgen.runs import Run, load_model, save_model
 from pathgen.stores.features import FeatureStore
-from pathgen.train import ldm as training
-from pathgen.train.engine import Engine
+from pathgen.train.engine import Engine, StopRequest
 from pathgen.train.ldm import Average, LDMTrainConfig, latent_loader, mirrored, train_ldm
 
 DIM = 6
@@ -353,13 +352,13 @@ def test_a_stopped_training_goes_on_to_the_same_average(
     config, encode = train_config(cache_gib=cache_gib), autoencoder()
     features = feature_store(tmp_path / "f.h5", patches)
     stops = []
-    real_enter = training.StopRequest.__enter__
+    real_enter = StopRequest.__enter__
 
     def enter(self: Any) -> Any:
         stops.append(self)
         return real_enter(self)
 
-    monkeypatch.setattr(training.StopRequest, "__enter__", enter)
+    monkeypatch.setattr(StopRequest, "__enter__", enter)
 
     def start(name: str) -> Run:
         return Run.start(tmp_path / name, "ldm", config, {})

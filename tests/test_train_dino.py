@@ -18,7 +18,7 @@ from helpers_data import make_augmentations, make_patches, noise
 from helpers_dino import Textures, random_loader, random_views, tiny
 from torch import Tensor, nn
 
-from pathgen.checkpoints import load_plain
+from pathgen.checkpoints import read_checkpoint
 from pathgen.data.views import ViewConfig
 from pathgen.errors import ConfigError, NoInputError, RunError, Stopped
 from pathgen.models.dino import DinoHeadConfig, StudentTeacher
@@ -62,7 +62,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def state(run: Run) -> Any:
-    return load_plain(run.checkpoints()[-1] / "state.pt")
+    return read_checkpoint(run.checkpoints()[-1])
 
 
 # --- one batch -----------------------------------------------------------------------------
@@ -318,7 +318,7 @@ def test_prototypes_wait_and_the_rest_does_not(
     monkeypatch.setattr(module, "view_loader", random_loader)
     every = RunConfig(device="cpu", save_every=8, log_every=1)  # an epoch has 8 steps of the 10
     run = fit(tmp_path / "run", tiny(freeze_last_layer_epochs=1, run=every))
-    epoch, end = (load_plain(c / "state.pt")["parts"]["pair"] for c in run.checkpoints())
+    epoch, end = (read_checkpoint(c)["parts"]["pair"] for c in run.checkpoints())
     torch.manual_seed(0)
     start = StudentTeacher(tiny().encoder, tiny().head).state_dict()
     held = [name for name in start if "_student.head.last_layer" in name]

@@ -1,255 +1,26 @@
-"""Views: each operation is torchvision's, and Gen-DINO's crops are what Gen-SIS says."""
+"""Gen-DINO's crops are what Gen-SIS says, and the same however they are made."""
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers_data import make_augmentations, make_patches, noise
-from hypothesis import given
-from hypothesis import strategies as st
-from skimage.color import hed_from_rgb, rgb_from_hed
-from torch import Tensor
-from torchvision.transforms.v2 import functional as tv
+from helpers_data import make_patches, noise
+from helpers_views import SMALL, World, equal, tensors
 
 from pathgen.config import build
-from pathgen.data import augmentation as ops
+from pathgen.data.augmentation import crop
 from pathgen.data.loading import Order
-from pathgen.data.views import ViewConfig, ViewMaker, Views, view_loader
+from pathgen.data.views import ViewConfig, ViewMaker, view_loader
 from pathgen.errors import ConfigError, DataError
-from pathgen.stores import PatchRef, Recipe
-
-SMALL = {"global_size": 16, "local_size": 8, "local_crops": 4}
-#: Only crops: what is seen is the patch itself.
-PLAIN = {
-    **SMALL, "horizontal_flip": 0, "jitter": 0, "gray": 0, "blur": (0, 0, 0), "solarize": 0,
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def images() -> Tensor:
-    """Float (6, 3, 20, 24) in [0, 1], with black, white and gray pixels among them."""
-    generator = torch.Generator().manual_seed(0)
-    made = torch.rand((6, 3, 20, 24), generator=generator)
-    made[0, :, 0] = 0
-    made[0, :, 1] = 1
-    made[1, :, 2] = 0.5
-    return made
-
-
-# --- operations against torchvision ----------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("operation", "reference", "parameters"),
-    [
-        (ops.brightness, tv.adjust_brightness, [0.6, 0.8, 1.0, 1.2, 1.4, 0.0]),
-        (ops.contrast, tv.adjust_contrast, [0.6, 0.8, 1.0, 1.2, 1.4, 0.0]),
-        (ops.saturation, tv.adjust_saturation, [0.8, 0.9, 1.0, 1.1, 1.2, 0.0]),
-        (ops.hue, tv.adjust_hue, [-0.5, -0.1, 0.0, 0.03, 0.1, 0.5]),
-    ],
-)
-def test_colors_change_as_in_torchvision(
-    images: Tensor,
-    operation: Callable[[Tensor, Tensor], Tensor],
-    reference: Callable[[Tensor, float], Tensor],
-    parameters: list[float],
-) -> None:
-    expected = torch.stack([reference(x, p) for x, p in zip(images, parameters, strict=True)])
-    found = operation(images.clone(), torch.tensor(parameters))
-    assert torch.allclose(found, expected, atol=2e-6)
-
-
-def test_gray_and_solarize_are_torchvisions(images: Tensor) -> None:
-    assert torch.allclose(ops.gray(images), tv.rgb_to_grayscale(images, 3), atol=1e-6)
-    assert torch.equal(ops.solarize(images), tv.solarize(images, 0.5))
-
-
-def test_blur_is_torchvisions(images: Tensor) -> None:
-    sigma = torch.tensor([0.1, 0.5, 1.0, 1.5, 1.9, 2.0])
-    expected = [
-        tv.gaussian_blur(x, [13, 13], [float(s)]) for x, s in zip(images, sigma, strict=True)
-    ]
-    assert torch.allclose(ops.blur(images, sigma, 6), torch.stack(expected), atol=1e-5)
-
-
-def test_blur_does_not_depend_on_the_rest_of_the_batch(images: Tensor) -> None:
-    sigma = torch.tensor([0.1, 0.5, 1.0, 1.5, 1.9, 2.0])
-    alone = ops.blur(images[:1], sigma[:1], 6)
-    assert torch.equal(ops.blur(images, sigma, 6)[:1], alone)
-
-
-def test_crop_is_torchvisions_on_bytes() -> None:
-    image = torch.from_numpy(noise(np.random.default_rng(0), 1, 60)[0]).permute(2, 0, 1)
-    for box in [(0, 0, 60, 60), (5, 9, 33, 40), (50, 2, 7, 9)]:
-        expected = tv.resized_crop(
-            image, *box, [16, 16], tv.InterpolationMode.BICUBIC, antialias=True
-        )
-        difference = ops.crop(image, *box, 16).int() - expected.int()
-        assert difference.abs().max() <= 1
-
-
-def test_turns_are_the_eight_of_the_square() -> None:
-    square = torch.arange(2 * 3 * 4 * 4).view(2, 3, 4, 4)[:1].expand(8, -1, -1, -1).clone()
-    flip = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1], dtype=torch.bool)
-    quarters = torch.tensor([0, 1, 2, 3] * 2)
-    turned = ops.turn(square, flip, torch.zeros(8, dtype=torch.bool), quarters)
-    assert len({tuple(x.flatten().tolist()) for x in turned}) == 8
-    both = torch.ones(8, dtype=torch.bool)
-    assert torch.equal(ops.turn(square, both, both, torch.full((8,), 2)), square)
-
-
-def test_stain_jitter_is_in_the_space_of_skimage(images: Tensor) -> None:
-    """Scaling one stain scales that stain's density in scikit-image's separation."""
-    scale = torch.ones(6, 3)
-    scale[:, 0] = torch.tensor([0.8, 0.9, 1.0, 1.05, 1.1, 1.2])
-    pale = 0.3 + 0.5 * images  # nothing is clipped
-    changed = ops.stain(pale, scale, torch.zeros(6, 3))
-    unit = rgb_from_hed / np.linalg.norm(rgb_from_hed, axis=1, keepdims=True)
-    for before, after, factors in zip(pale, changed, scale, strict=True):
-        old, new = (-np.log10(x.permute(1, 2, 0).double().numpy()) for x in (before, after))
-        expected = (old @ np.linalg.inv(unit) * factors.numpy()) @ unit
-        assert np.allclose(np.clip(expected, 0, None), new, atol=1e-5)
-    assert np.allclose(np.linalg.inv(rgb_from_hed), hed_from_rgb)
-
-
-def test_stain_shift_adds_density(images: Tensor) -> None:
-    pale = 0.3 + 0.5 * images
-    shift = torch.tensor([[0.05, 0.0, 0.0]]).expand(6, 3)
-    changed = ops.stain(pale, torch.ones(6, 3), shift)
-    unit = rgb_from_hed[0] / np.linalg.norm(rgb_from_hed[0])
-    added = -(changed / pale).log10().permute(0, 2, 3, 1)
-    assert np.allclose(added.numpy(), 0.05 * unit, atol=1e-5)
-
-
-def test_neutral_parameters_change_nothing(images: Tensor) -> None:
-    visible = images.clamp(1 / 255, 1)
-    one, zero = torch.ones(6), torch.zeros(6)
-    for found in (
-        ops.brightness(visible, one),
-        ops.contrast(visible, one),
-        ops.saturation(visible, one),
-        ops.hue(visible, zero),
-        ops.stain(visible, torch.ones(6, 3), torch.zeros(6, 3)),
-    ):
-        assert torch.allclose(found, visible, atol=3e-6)
-
-
-def test_jitter_goes_in_the_drawn_order(images: Tensor) -> None:
-    order = torch.stack(
-        [torch.randperm(4, generator=torch.Generator().manual_seed(i)) for i in range(6)]
-    )
-    factors = torch.tensor([[0.7, 1.3, 0.8, 0.1]]).expand(6, 4)
-    no, yes = torch.zeros(6, dtype=torch.bool), torch.ones(6, dtype=torch.bool)
-    draw = ops.ColorDraw(
-        jitter=yes, factors=factors, order=order, stain=no, stain_scale=torch.ones(6, 3),
-        stain_shift=torch.zeros(6, 3), gray=no, blur=no, sigma=torch.ones(6), solarize=no,
-    )  # fmt: skip
-    found = ops.change_colors(images.clone(), draw, 6)
-    adjust = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
-    for image, one, result in zip(images, order, found, strict=True):
-        expected = image
-        for number in one.tolist():
-            expected = adjust[number](expected, float(factors[0, number]))
-        assert torch.allclose(result, expected, atol=1e-5)
-
-
-# --- crops -----------------------------------------------------------------------------------
-
-
-@given(
-    st.lists(st.tuples(st.integers(1, 600), st.integers(1, 600)), min_size=1, max_size=8),
-    st.integers(0, 2**31),
-    st.sampled_from([(0.05, 0.4), (0.4, 1.0), (1.0, 1.0)]),
-)
-def test_boxes_lie_within_the_image(
-    sizes: list[tuple[int, int]], seed: int, scale: tuple[float, float]
-) -> None:
-    heights, widths = np.array(sizes, np.int64).T
-    uniform = np.random.default_rng(seed).random((len(sizes), 2 * ops.ATTEMPTS + 2))
-    box = ops.draw_boxes(uniform, heights, widths, scale)
-    assert (box.top >= 0).all()
-    assert (box.left >= 0).all()
-    assert (box.height >= 1).all()
-    assert (box.width >= 1).all()
-    assert (box.top + box.height <= heights).all()
-    assert (box.left + box.width <= widths).all()
-
-
-def test_boxes_have_the_drawn_area_and_aspect() -> None:
-    n = 20_000
-    uniform = np.random.default_rng(0).random((n, 2 * ops.ATTEMPTS + 2))
-    side = np.full(n, 1000, np.int64)
-    box = ops.draw_boxes(uniform, side, side, (0.05, 0.4))
-    share = box.height * box.width / 1e6
-    aspect = np.log(box.width / box.height)
-    assert share.min() > 0.049
-    assert share.max() < 0.401
-    assert abs(share.mean() - 0.225) < 0.003  # uniform on the range
-    assert np.abs(aspect).max() < np.log(4 / 3) + 0.01
-    assert abs(aspect.mean()) < 0.005
-    middle = box.left / (1000 - box.width)
-    assert abs(middle.mean() - 0.5) < 0.01
-    assert abs(middle.std() - 12**-0.5) < 0.01
-
-
-# --- a small world of patches and synthetic images -------------------------------------------
-
-
-class World:
-    """Two stores of real patches. Even items have two variations, items below 8 one blend.
-
-    Real patches are dark (below 100), variations bright (above 150), blends in between, so a
-    plain crop tells where it came from.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        rng = np.random.default_rng(1)
-        real = (noise(rng, 12, 32) * 0.39).astype(np.uint8)
-        self.sources = [
-            make_patches(folder / "a.h5", real[:5], "a"),
-            make_patches(folder / "b.zarr", real[5:], "b"),
-        ]
-        self.refs = [
-            PatchRef(source.id, row) for source in self.sources for row in range(len(source))
-        ]
-        variations = [
-            Recipe.generative(self.refs[i], seed=i) for i in range(0, 12, 2) for _ in range(2)
-        ]
-        self.blends = [
-            Recipe(self.refs[i], self.refs[11 - i], alpha=(i % 4 + 1) / 5, seed=100 + i)
-            for i in range(8)
-        ]
-        recipes = [*self.blends[4:], *variations, *self.blends[:4]]
-        bright = 150 + (noise(rng, len(recipes), 24) * 0.4).astype(np.uint8)
-        for image, recipe in zip(bright, recipes, strict=True):
-            if recipe.primary != recipe.secondary:
-                image[:] = 110 + (image - 150) // 4
-        names = [source.id for source in self.sources]
-        self.augmentations = [
-            make_augmentations(folder / "x.h5", bright[:9], recipes[:9], names),
-            make_augmentations(folder / "y.h5", bright[9:], recipes[9:], names[::-1]),
-        ]
-
-    def maker(self, with_synthetic: bool = True, seed: int = 7, **settings: object) -> ViewMaker:
-        config = build(ViewConfig, {**PLAIN, **settings})
-        return ViewMaker(
-            config, self.sources, self.augmentations if with_synthetic else (), seed=seed
-        )
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(tmp_path_factory.mktemp("world"))
-
-
-def equal(one: Views, other: Views) -> bool:
-    first, second = ([*v.global_crops, *v.local_crops, *(v.blend or ())] for v in (one, other))
-    return len(first) == len(second) and all(map(torch.equal, first, second))
 
 
 def test_shapes_and_ranges(world: World) -> None:
@@ -258,9 +29,9 @@ def test_shapes_and_ranges(world: World) -> None:
     assert [tuple(x.shape) for x in views.local_crops] == [(12, 3, 8, 8)] * 4
     assert views.blend is not None
     assert views.blend.image.shape == views.blend.secondary.shape == (8, 3, 16, 16)
-    for crop in [*views.global_crops, *views.local_crops, *views.blend[:2]]:
-        assert crop.dtype == torch.float32
-        assert 0 <= float(crop.min()) <= float(crop.max()) <= 1
+    for view in tensors(views)[:8]:
+        assert view.dtype == torch.float32
+        assert 0 <= float(view.min()) <= float(view.max()) <= 1
 
 
 def test_exactly_one_of_two_globals_is_synthetic(world: World) -> None:
@@ -316,12 +87,14 @@ def test_secondary_and_alpha_are_those_of_the_store(world: World) -> None:
         blend = maker(step, np.arange(12)).blend
         assert blend is not None
         assert blend.rows.tolist() == list(range(8))
-        for image, secondary, alpha, row in zip(*blend, strict=True):
+        for image, secondary, alpha, row in zip(
+            blend.image, blend.secondary, blend.alpha, blend.rows, strict=True
+        ):
             recipe = world.blends[int(row)]
             assert recipe.primary == world.refs[int(row)]
             assert abs(float(alpha) - recipe.alpha) < 1e-7
             expected = maker.patches.images([world.refs.index(recipe.secondary)])[0]
-            whole = ops.crop(torch.from_numpy(expected).permute(2, 0, 1), 0, 0, 32, 32, 16)
+            whole = crop(torch.from_numpy(expected).permute(2, 0, 1), 0, 0, 32, 32, 16)
             assert torch.equal(secondary, whole / 255)
             assert 0.4 < float(image.mean()) < 0.55  # the blend, not a patch or a variation
 

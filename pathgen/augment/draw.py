@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-import os
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pathgen.augment.judge import draw_sheet, likeness_metrics
+from pathgen import parallel
+from pathgen.augment.adaptive import with_levels
+from pathgen.augment.filter import make_rule
+from pathgen.augment.judge import measure
 from pathgen.augment.paint import Conditions, Painter
 from pathgen.augment.plan import AugmentConfig, plan_recipes
-from pathgen.commit import discard, lock, read_json, sweep, writable_folder, write_json
+from pathgen.augment.works import Work, halt, plan_works
+from pathgen.claims import Claims, join
+from pathgen.commit import discard, read_json, sweep, writable_folder, write_json
 from pathgen.data.sources import PatchSource
-from pathgen.errors import ConfigError, RunError, StoreError
+from pathgen.errors import ConfigError, RunError
 from pathgen.models.autoencoder import Autoencoder
 from pathgen.models.encoder import Encoder
 from pathgen.models.ldm import EmbeddingConditionedLDM
 from pathgen.models.weights import weights_id
 from pathgen.progress import Progress, Silent, Task
-from pathgen.provenance import Provenance, digest
-from pathgen.stores.augmentations import Recipe, SelfAugmentationStore, recipe_columns
-from pathgen.stores.codec import encode_patch
+from pathgen.provenance import digest
 from pathgen.stores.features import FeatureStore
-from pathgen.train.engine import find_device
+from pathgen.train.engine import StopRequest, find_device
 from pathgen.train.ldm import one_encoder
+
+#: Seconds until a look at what other processes have finished, at first and at most.
+LOOK_AGAIN = 0.2, 5.0
 
 
 def augment(
@@ -43,24 +50,32 @@ def augment(
 
     A source with more than `config.shard` images gets several, ``name-00000.h5`` and so on: each
     is there whole or not at all, and a stopped run goes on with the first that is missing.
+    Several processes with equal inputs, on one machine or many, share the work: each store is made
+    by one of them, and all return when everything is there. Under torchrun they are its ranks.
 
     Each image depends on its recipe and the models. Its place in a batch changes it by no more
-    than the rounding of float32 sums, which may tip a few pixel values by 1; so `batch_size`
-    counts as a setting in the stores' provenance. Stores that are there already, made with the
-    same models, features and settings, are kept. Also writes `metrics.json` (the cosines),
-    `done.json` (with the names of the stores) and, with `sources`, `sheet.png`.
+    than the rounding of float32 sums, which may tip a few pixel values by 1 (in bf16 by more); so
+    `batch_size` counts as a setting in the stores' provenance. Stores that are there already, made
+    with the same models, features and settings, are kept. Also writes `metrics.json` (see
+    `pathgen.augment.judge`), `done.json` (with the names of the stores), and, with `sources`,
+    pictures.
 
     Args:
         encoder: the one that made `features`; draws are embedded anew with it. None: no cosine.
-        sources: the real patches, row for row those of `features`, for the sheet only.
+        sources: the real patches, row for row those of `features`, for the search for copies and
+            for pictures.
+        overwrite: remove the stores of this plan first. No other process may be at work there.
 
     Returns:
         Paths of the stores, in the order of `features` and, within one, of the patches.
 
     Raises:
         NoInputError: no embeddings. RunError: PG-T04, the features are not of the encoder that
-            the diffusion model was trained on. StoreError: PG-O18, `out` holds other images.
-        ConfigError: PG-C05, no such device; the models do not fit each other.
+            the diffusion model was trained on; PG-T10, the filter left no image.
+        StoreError: PG-O18, `out` holds other images. BusyError: PG-O06, another process works
+            there with other settings. Stopped: PG-T07, by a signal; finished stores are kept.
+        ConfigError: PG-C05, no such device or precision; the models do not fit each other; a
+            filter without an encoder; adaptive noise without encoder or patches.
     """
     config, progress, out = config or AugmentConfig(), progress or Silent(), Path(out)
     recipes = plan_recipes(features, config)
@@ -70,84 +85,130 @@ def augment(
         "autoencoder": weights_id(autoencoder), "guidance": config.guidance,
         "steps": config.steps, "sampler": config.sampler,
     }  # fmt: skip
-    works = _works(out, features, recipes, config, facts)
-    paths = [work.path for work in works]
+    parallel.join()  # of several processes each then has a GPU of its own
     place = find_device(device)
-    autoencoder = autoencoder.to(place).eval()
-    painter = Painter(ldm.to(place).eval(), autoencoder, Conditions(features), config)
-    if encoder is not None:
-        encoder = encoder.to(place).eval()
-
-    out = writable_folder(out)
-    with lock(out):
+    if config.adaptive.noise:
+        judge = None if encoder is None else encoder.to(place)
+        recipes = with_levels(recipes, features, judge, sources, config.adaptive)
+    works = plan_works(out, features, recipes, config, facts)
+    painter = Painter(
+        ldm.to(place), autoencoder.to(place), Conditions(features), config,
+        None if encoder is None else encoder.to(place).eval(),
+    )  # fmt: skip
+    studio = _Studio(writable_folder(out), works, painter, facts, features, sources)
+    settings = {"images": digest([work.provenance.id for work in works])}
+    if overwrite:
+        parallel.first(lambda: studio.clear(settings))
+    with join(out, settings, kind=Claims) as claims, StopRequest() as stop:
         sweep(out)
-        missing = works if overwrite else [work for work in works if not work.is_done()]
-        stores = [path.relative_to(out).as_posix() for path in paths]
-        result = {"stage": "augment", "images": len(recipes), **facts, "stores": stores}
-        if missing or _finished(out) != result:
-            discard(out / "done.json")
-            done = len(recipes) - sum(len(work.recipes) for work in missing)
-            with progress.task("augment", len(recipes), done) as task:
-                for work in missing:
-                    work.do(painter, encoder, facts, task)
-            if sources is not None:
-                draw_sheet(out / "sheet.png", painter, features, sources)
-            write_json(out / "metrics.json", likeness_metrics(paths, painter.conditions, config))
-            write_json(out / "done.json", result)
-    return paths
+        studio.work(claims, stop, progress)
+    return [work.path for work in works]
 
 
-def _finished(out: Path) -> Any:
-    path = out / "done.json"
-    return read_json(path) if path.exists() else None
+@dataclass(frozen=True)
+class _Studio:
+    """One process's part in the work on an output folder."""
 
+    out: Path
+    works: Sequence[Work]
+    painter: Painter
+    facts: Mapping[str, Any]
+    features: Sequence[FeatureStore]
+    sources: Sequence[PatchSource] | None
 
-class _Work:
-    """One store to make: where, with which provenance, and from which recipes."""
+    @property
+    def planned(self) -> int:
+        return sum(len(work.recipes) for work in self.works)
 
-    def __init__(self, path: Path, provenance: Provenance, recipes: list[Recipe]) -> None:
-        self.path, self.provenance, self.recipes = path, provenance, recipes
+    @property
+    def result(self) -> dict[str, Any]:
+        """What `done.json` holds in the end."""
+        check = self.painter.config.check.model_dump(mode="json")
+        names = [work.name for work in self.works]
+        return {
+            "stage": "augment", "images": self.planned, **self.facts, "stores": names,
+            "check": check,
+        }  # fmt: skip
 
-    def is_done(self) -> bool:
-        """Whether the store is there. Raises StoreError (PG-O18) when it is another one."""
-        if not self.path.exists():
-            return False
-        with SelfAugmentationStore.open(self.path) as store:
-            found = store.id
-        if found != self.provenance.id:
-            raise StoreError(
-                "another augmentation store has this name", code="PG-O18", where=self.path,
-                why=f"it has id {found}, asked for {self.provenance.id}: models, features or "
-                "settings differ", hint="choose another --out, or --overwrite",
+    def finished(self) -> bool:
+        path = self.out / "done.json"
+        return path.exists() and read_json(path) == self.result
+
+    def clear(self, settings: Mapping[str, Any]) -> None:
+        """Remove what is to be made anew. Raises BusyError when others are at work here."""
+        with join(self.out, settings, alone=True, kind=Claims):
+            for work in self.works:
+                discard(work.path)
+            discard(self.out / "done.json")
+
+    def work(self, claims: Claims, stop: StopRequest, progress: Progress) -> None:
+        """Make what nobody else makes, wait for the rest, and see that it is measured."""
+        # In this order: done.json is written after the stores, so if it is right and one is
+        # missing, that one has been removed since.
+        there = (self.out / "done.json").exists()
+        missing = [work for work in self.works if not work.is_done()]
+        if not missing and self.finished():
+            return
+        if there:
+            discard(self.out / "done.json")
+        done = self.planned - sum(len(work.recipes) for work in missing)
+        with progress.task("augment", self.planned, done) as task:
+            self._draw(missing, claims, stop, task)
+            pause = LOOK_AGAIN[0]
+            while not self.finished():
+                halt(stop, self.out)
+                if claims.take("measure"):
+                    try:
+                        self._measure()
+                    finally:
+                        claims.release("measure")
+                else:
+                    pause = _wait(task, "others measure", pause)
+
+    def _draw(self, missing: Sequence[Work], claims: Claims, stop: StopRequest, task: Task) -> None:
+        if not missing:
+            return
+        rule = make_rule(self.painter, self.painter.config, self.sources)
+        left, pause = list(missing), LOOK_AGAIN[0]
+        while left:
+            before = len(left)
+            for work in tuple(left):
+                halt(stop, work.path)
+                if work.is_done():
+                    task.advance(len(work.recipes))
+                elif not claims.take(work.name):
+                    continue
+                else:
+                    try:
+                        if not work.is_done():  # else finished between the two looks
+                            work.do(self.painter, rule, self.facts, task, stop)
+                    finally:
+                        claims.release(work.name)
+                left.remove(work)
+                pause = LOOK_AGAIN[0]
+            if left and len(left) == before:
+                pause = _wait(task, f"others draw {len(left)} stores", pause)
+
+    def _measure(self) -> None:
+        if self.finished():
+            return
+        paths = [work.path for work in self.works]
+        metrics = measure(self.out, paths, self.painter, self.features, self.sources)
+        write_json(self.out / "metrics.json", metrics)
+        if not metrics["images"]:
+            raise RunError(
+                "the filter dropped every image", code="PG-T10", where=self.out,
+                why=f"{metrics['counts']['dropped']} were below the least cosine",
+                hint="metrics.json says what lower limits would drop; then --overwrite",
             )  # fmt: skip
-        return True
+        write_json(self.out / "done.json", self.result)
 
-    def do(
-        self,
-        painter: Painter,
-        encoder: Encoder | None,
-        facts: Mapping[str, Any],
-        task: Task,
-    ) -> None:
-        """Draw everything, then let the store appear."""
-        # Only those its recipes speak of: a list of all slides in each store grows as a square.
-        named = (ref.store for recipe in self.recipes for ref in (recipe.primary, recipe.secondary))
-        sources = list(dict.fromkeys(named))
-        size = painter.autoencoder.config.image_size
-        batch = painter.config.batch_size
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with SelfAugmentationStore.create(
-            self.path, size, self.provenance, sources=sources, facts=facts
-        ) as writer:
-            for first in range(0, len(self.recipes), batch):
-                recipes = self.recipes[first : first + batch]
-                images = painter.draw(recipes)
-                writer.append(
-                    image=[encode_patch(image, "png") for image in images],
-                    cosine=painter.likeness(encoder, images, recipes),
-                    **recipe_columns(recipes, sources),
-                )
-                task.advance(len(recipes))
+
+def _wait(task: Task, what: str, pause: float) -> float:
+    """Sleep for a while; how long the next time."""
+    task.advance(0, note=f"waiting: {what}")
+    time.sleep(pause)
+    return min(1.5 * pause, LOOK_AGAIN[1])
 
 
 def check_models(
@@ -181,43 +242,3 @@ def check_models(
             "diffusion model and autoencoder do not fit", where="latent shape",
             why=f"{ldm.latent_shape} and {autoencoder.latent_shape}",
         )  # fmt: skip
-
-
-def _works(
-    out: Path,
-    features: Sequence[FeatureStore],
-    recipes: Sequence[Recipe],
-    config: AugmentConfig,
-    facts: Mapping[str, Any],
-) -> list[_Work]:
-    """The stores to make, at most `config.shard` images each."""
-    inputs = {role: str(facts[role]) for role in ("encoder", "ldm", "autoencoder")}
-    # Any patch may be the second half of a blend, so all features count: as one digest.
-    inputs["features"] = digest([store.id for store in features])
-    works = []
-    for name, store, own in zip(
-        _names(features), features, _shares(features, recipes), strict=True
-    ):
-        parts = [own[i : i + config.shard] for i in range(0, len(own), config.shard)] or [[]]
-        for number, part in enumerate(parts):
-            place = {"of": store.id, "part": f"{number} of {len(parts)}"}
-            provenance = Provenance(
-                stage="augment", config=config.model_dump(mode="json"), inputs={**inputs, **place}
-            )
-            suffix = f"-{number:05d}" if len(parts) > 1 else ""
-            works.append(_Work(out / f"{name}{suffix}.{config.format}", provenance, part))
-    return works
-
-
-def _names(features: Sequence[FeatureStore]) -> list[str]:
-    """Names of the feature stores below the folder they share, without suffix."""
-    root = os.path.commonpath([store.path.resolve().parent for store in features])
-    return [store.path.resolve().relative_to(root).with_suffix("").as_posix() for store in features]
-
-
-def _shares(features: Sequence[FeatureStore], recipes: Sequence[Recipe]) -> list[list[Recipe]]:
-    """The recipes of each store's own patches."""
-    shares: dict[str, list[Recipe]] = {str(store.source["id"]): [] for store in features}
-    for recipe in recipes:
-        shares[recipe.primary.store].append(recipe)
-    return list(shares.values())

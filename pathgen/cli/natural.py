@@ -7,7 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pathgen.cli.options import AsJson, Device, Quiet, Verbose, need_torch
+from pathgen.cli.options import (
+    AsJson,
+    Device,
+    Out,
+    Overwrite,
+    Quiet,
+    Resume,
+    Seed,
+    Set,
+    Verbose,
+    Workers,
+    need_torch,
+)
+from pathgen.cli.options import Config as ConfigFile
 from pathgen.cli.root import evaluate_app
 from pathgen.console import Talk, guarded, shown
 
@@ -98,6 +111,51 @@ def video(
     values = evaluate_video(_loaded(encoder, device), root, progress=talk.progress)
     _say(talk, values, f"J&F {values['jf_mean']:.3f}, J {values['j_mean']:.3f}, "
          f"F {values['f_mean']:.3f} over {values['objects']} objects.", out)  # fmt: skip
+
+
+@evaluate_app.command("probe")
+@guarded
+def probe(
+    learn: Annotated[
+        Path, typer.Argument(help="Image folder to learn from, a sub-folder a class.")
+    ],
+    judge: Annotated[Path, typer.Argument(help="Image folder to be judged on.")],
+    encoder: Of,
+    out: Out,
+    config: ConfigFile = None,
+    settings: Set = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    workers: Workers = None,
+    resume: Resume = True,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """DINO's linear evaluation: one layer on class tokens of randomly cropped images."""
+    need_torch()
+    from pathgen.config import load_config
+    from pathgen.data.sources import open_sources
+    from pathgen.runs import Run
+    from pathgen.train.probe import ProbeConfig, train_probe
+
+    talk = Talk(quiet=quiet, as_json=as_json)
+    common = {"seed": seed, "device": device, "workers": workers}
+    chosen = [f"run.{key}={value}" for key, value in common.items() if value is not None]
+    resolved = load_config(ProbeConfig, config, [*(settings or ()), *chosen])
+    model = _loaded(encoder, device)
+    sides = {"learn": open_sources([learn]), "judge": open_sources([judge])}
+    inputs = {f"{role} {i}": s.id for role, sources in sides.items() for i, s in enumerate(sources)}
+    run = Run.start(out, "probe", resolved, {"encoder": model.id, **inputs},
+                    overwrite=overwrite or not resume)  # fmt: skip
+    train_probe(resolved, model, sides["learn"], sides["judge"], run, talk.progress)
+    found = run.metrics
+    talk.result(
+        {"out": out, **found},
+        f"Accuracy {found['accuracy_last']:.3f} after the last epoch, {found['accuracy_best']:.3f} "
+        f"at best, on {found['n_test']:,} images.", f"pathgen report {shown(out)}",
+    )  # fmt: skip
 
 
 def _loaded(name: str, device: str) -> Encoder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -41,9 +41,27 @@ def pretrain(
     seed: Seed = None,
     device: Device = "auto",
     workers: Workers = None,
+    from_encoder: Annotated[
+        str | None,
+        typer.Option(help="A finished encoder in place of the dino stage, as for a second round."),
+    ] = None,
+    from_autoencoder: Annotated[
+        Path | None, typer.Option(help="A run whose autoencoder is used instead of a new one.")
+    ] = None,
+    from_augment: Annotated[
+        Path | None,
+        typer.Option(help="A run whose synthetic images are used: only Gen-DINO is trained."),
+    ] = None,
     resume: Resume = True,
     overwrite: Overwrite = False,
     plan: Plan = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Two real steps of every stage; nothing is kept.")
+    ] = False,
+    tflops: Annotated[
+        float | None,
+        typer.Option(min=0, help="With --plan or --dry-run: what large products reach, for hours."),
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -54,32 +72,75 @@ def pretrain(
 
     talk = Talk(quiet=quiet, as_json=as_json)
     chosen = [stage.strip() for stage in stages.split(",") if stage.strip()]
-    if plan:
-        from pathgen.data.sources import open_sources
-        from pathgen.plan import plan_pretrain
-
-        resolved = flow.resolve(recipe, settings or (), seed=seed, device=device, workers=workers)
-        flow.check_stages(chosen)
-        images = sum(len(source) for source in open_sources(stores))
-        rows = [stage.to_dict() for stage in plan_pretrain(resolved, images, chosen)]
-        shown_rows = [
-            {**row, "parameters": f"{row['parameters'] / 1e6:.2f} M",
-             "flops": f"{row['flops']:.2e}", "memory": size(row["memory_bytes"])}
-            for row in rows
-        ]  # fmt: skip
-        columns = ("stage", "steps", "batch_size", "parameters", "flops", "memory")
-        text = f"{images:,} patches, recipe {resolved.name}\n{table(shown_rows, columns)}"
-        talk.result({"images": images, "stages": rows}, text, "the same command without --plan")
+    choices: dict[str, Any] = {
+        "overrides": settings or (), "seed": seed, "device": device, "workers": workers,
+        "from_encoder": from_encoder, "from_autoencoder": from_autoencoder,
+        "from_augment": from_augment,
+    }  # fmt: skip
+    if plan or dry_run:
+        _tell_cost(talk, stores, recipe, chosen, choices, rehearsed=dry_run, tflops=tflops)
         return
     result = flow.pretrain(
-        stores, out, recipe, stages=chosen, overrides=settings or (), seed=seed, device=device,
-        workers=workers, overwrite=overwrite or not resume, progress=talk.progress,
+        stores, out, recipe, stages=chosen, overwrite=overwrite or not resume,
+        progress=talk.progress, **choices,
     )  # fmt: skip
     talk.result(
         {"out": out, "stages": dict(result.stages)},
-        f"{len(result.stages)} of {len(flow.STAGES)} stages are finished in {shown(out)}.",
+        f"{len(result.stages)} of {len(flow.STAGES) - len(result.config.given)} stages are "
+        f"finished in {shown(out)}.",
         f"pathgen extract-features {shown(stores[0])} --encoder {shown(out)} -o features/",
     )
+
+
+def _tell_cost(
+    talk: Talk,
+    stores: list[Path],
+    recipe: str,
+    stages: list[str],
+    choices: dict[str, Any],
+    *,
+    rehearsed: bool,
+    tflops: float | None,
+) -> None:
+    """The plan of a pretraining, and what two steps of each stage took when they were tried."""
+    from pathgen import pretraining as flow
+    from pathgen.data.sources import open_sources
+    from pathgen.plan import SHARE, plan_pretrain
+
+    flow.check_stages(stages)
+    resolved = flow.resolve(recipe, **choices)
+    images = sum(len(source) for source in open_sources(stores))
+    plans = plan_pretrain(resolved, images, [s for s in stages if s not in resolved.given])
+    rows = [plan.to_dict() for plan in plans]
+    notes = [f"{images:,} patches, recipe {resolved.name}"]
+    if tflops:
+        hours = [plan.hours(tflops) for plan in plans]
+        rows = [{**row, "hours": hour} for row, hour in zip(rows, hours, strict=True)]
+        notes.append(f"hours: FLOPs at {SHARE:.0%} of {tflops:g} TFLOP/s, {sum(hours):.1f} in all")
+    if rehearsed:
+        from pathgen.rehearsal import BATCH, rehearse
+
+        tried = rehearse(stores, recipe, stages=stages, progress=talk.progress, **choices)
+        rows = [{**row, **done.to_dict()} for row, done in zip(rows, tried, strict=True)]
+        notes.append(f"s_per_step: here, {BATCH} images a step; nothing was kept")
+    columns = {
+        "stage": str,
+        "parameters": lambda n: f"{n / 1e6:.2f} M",
+        "steps": "{:,}".format,
+        "batch_size": str,
+        "flops": "{:.2e}".format,
+        "memory_bytes": size,
+        "hours": "{:.1f}".format,
+        "seconds_per_step_here": "{:.2f}".format,
+    }
+    names = {"memory_bytes": "memory", "seconds_per_step_here": "s_per_step"}
+    cells = [
+        {names.get(key, key): show(row[key]) for key, show in columns.items() if key in row}
+        for row in rows
+    ]
+    text = "\n".join([*notes, table(cells, list(cells[0]) if cells else ["stage"])])
+    then = "the same command without " + ("--dry-run" if rehearsed else "--plan")
+    talk.result({"images": images, "stages": rows}, text, then)
 
 
 @app.command("extract-features")

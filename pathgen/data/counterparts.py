@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pathgen.data.patches import PatchDataset
 from pathgen.data.sources import PatchSource
 from pathgen.errors import DataError
+from pathgen.stores.augmentations import ROLES
 
 if TYPE_CHECKING:
     from pathgen.stores.augmentations import SelfAugmentationStore
@@ -19,8 +20,12 @@ if TYPE_CHECKING:
 class Counterparts:
     """Rows of self-augmentation stores, found by item of the real `patches`.
 
-    Rows are numbered through all stores. Secondary and alpha are what the stores say; nothing
-    is drawn again. Rows whose primary is not among `patches` are passed over.
+    Rows are numbered through all stores. Further sources and their shares are what the stores
+    say; nothing is drawn again. Rows whose primary is not among `patches` are passed over.
+
+    Attributes:
+        others: items of the second source, and of the third where any image has one, (n, S - 1).
+        shares: share of each source, the primary first, float32 (n, S).
 
     Raises:
         DataError: PG-D04, no primary is among `patches`, or a secondary is not.
@@ -30,10 +35,12 @@ class Counterparts:
         self, patches: PatchDataset, augmentations: Sequence[SelfAugmentationStore]
     ) -> None:
         self.synthetic = PatchDataset([cast(PatchSource, store) for store in augmentations])
-        parts = [_columns(store, patches) for store in augmentations]
-        primary, secondary, alpha = (np.concatenate(part) for part in zip(*parts, strict=True))
-        self.secondary: NDArray[np.int64] = secondary
-        self.alpha: NDArray[np.float32] = alpha
+        sources = max(store.mixed for store in augmentations)
+        parts = [_columns(store, patches, sources) for store in augmentations]
+        items, shares = (np.concatenate(part) for part in zip(*parts, strict=True))
+        primary: NDArray[np.int64] = items[:, 0]
+        self.others: NDArray[np.int64] = items[:, 1:]
+        self.shares: NDArray[np.float32] = shares
         known = primary >= 0
         if not known.any():
             raise DataError(
@@ -42,19 +49,20 @@ class Counterparts:
                 where=", ".join(str(store.path) for store in augmentations),
                 hint="give the patches that the images were made from",
             )
-        if (secondary[known] < 0).any():
+        missing = int((self.others[known] < 0).any(axis=1).sum())
+        if missing:
             raise DataError(
                 "synthetic images blend patches that are not given",
                 code="PG-D04",
-                why=f"{int((secondary[known] < 0).sum())} second sources are missing",
+                why=f"{missing} second sources are missing",
                 hint="give all patches that the images were made from",
             )
-        alone = secondary == primary
-        self.generative = _Lists(primary, np.flatnonzero(known & alone))
-        self.interpolated = _Lists(primary, np.flatnonzero(known & ~alone))
+        alone = (self.others == primary[:, None]).all(axis=1)
+        self.generative = Lists(primary, np.flatnonzero(known & alone))
+        self.interpolated = Lists(primary, np.flatnonzero(known & ~alone))
 
 
-class _Lists:
+class Lists:
     """Rows by primary, as one sorted array."""
 
     def __init__(self, primary: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
@@ -75,9 +83,9 @@ class _Lists:
 
 
 def _columns(
-    store: SelfAugmentationStore, patches: PatchDataset
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Primary and secondary as items (-1: not among `patches`), and alpha; each (n,)."""
+    store: SelfAugmentationStore, patches: PatchDataset, sources: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Sources as items (-1: not among `patches`), and their shares; each (n, sources)."""
     starts = np.array([patches.start_of(name) for name in store.attrs["sources"]] or [-1])
 
     def items(role: str) -> NDArray[np.int64]:
@@ -85,4 +93,7 @@ def _columns(
         row = store.table.read(f"{role}_row").astype(np.int64)
         return np.where(start < 0, -1, start + row)
 
-    return items("primary"), items("secondary"), store.table.read("alpha").astype(np.float32)
+    roles = ROLES[: store.mixed] + ROLES[1:2] * (sources - store.mixed)
+    shares = store.shares()
+    none = np.zeros((len(shares), sources - store.mixed), np.float32)
+    return np.stack([items(role) for role in roles], 1), np.concatenate([shares, none], 1)

@@ -26,7 +26,7 @@ from pathgen.errors import NoInputError, PathgenError
 Batch = TypeVar("Batch")
 
 #: What a stream of chance is for; numbers are part of every result and never change.
-ORDER, VIEWS, SYNTHETIC, BLEND, FLIPS = range(5)
+ORDER, VIEWS, SYNTHETIC, BLEND, FLIPS, NEIGHBORS, SECOND = range(7)
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
@@ -74,11 +74,13 @@ class Steps(Dataset[Any], Generic[Batch]):
             return error
 
 
-def stream(made: Steps[Batch], *, workers: int, start_step: int, steps: int) -> Iterator[Batch]:
+def stream(
+    made: Steps[Batch], *, workers: int, start_step: int, steps: int, pin_memory: bool = False
+) -> Iterator[Batch]:
     """Batches of the steps from `start_step` up to, not including, `steps`, in order.
 
     With `workers` they are made in that many spawned processes, else in this one. A PathgenError
-    of a worker is raised here as it was there.
+    of a worker is raised here as it was there. `pin_memory` speeds up copies to a CUDA device.
     """
     if start_step >= steps:
         return
@@ -91,6 +93,7 @@ def stream(made: Steps[Batch], *, workers: int, start_step: int, steps: int) -> 
         multiprocessing_context="spawn" if workers else None,
         prefetch_factor=2 if workers else None,
         worker_init_fn=start_worker,
+        pin_memory=pin_memory,
     )
     with deaf_children() if workers else nullcontext():
         batches = iter(loader)
@@ -130,18 +133,25 @@ class ImageBatch(NamedTuple):
 
 class _Images(Steps[ImageBatch]):
     def __init__(
-        self, patches: PatchDataset, size: int, batch_size: int, seed: int, flips: bool
+        self,
+        patches: PatchDataset,
+        size: int,
+        batch_size: int,
+        seed: int,
+        flips: bool,
+        rows: slice = slice(None),
     ) -> None:
         self.patches, self.size, self.seed, self.flips = patches, size, seed, flips
-        self.order = Order(len(patches), batch_size, seed)
+        self.order, self.rows = Order(len(patches), batch_size, seed), rows
 
     def batch(self, step: int) -> ImageBatch:
-        indices = self.order(step)
+        everyone = self.order(step)
+        indices = everyone[self.rows]
         squares = [center_square(image, self.size) for image in self.patches.images(indices)]
         images = torch.stack(squares)
         if self.flips:
-            flags = generator(self.seed, FLIPS, step).random((len(indices), 2)) < 0.5
-            horizontal, vertical = torch.from_numpy(flags.T.copy())
+            flags = generator(self.seed, FLIPS, step).random((len(everyone), 2)) < 0.5
+            horizontal, vertical = torch.from_numpy(flags[self.rows].T.copy())
             images = turn(images, horizontal, vertical, torch.zeros(len(indices)))
         return ImageBatch(images.float().div_(255), torch.from_numpy(indices.copy()))
 
@@ -165,12 +175,14 @@ def image_loader(
     start_step: int = 0,
     steps: int,
     flips: bool = False,
+    rows: slice = slice(None),
 ) -> Iterator[ImageBatch]:
     """Shuffled whole patches, for the autoencoder and the E-LDM.
 
     Args:
         size: side in pixels to which the largest centered square of each patch is resized.
         flips: mirror each image left-right and up-down, each with probability 1/2.
+        rows: which of the `batch_size` patches of a step are wanted, each as it is among all.
 
     Yields:
         ``(images float32 (B, 3, size, size) in [0, 1], indices int64 (B,))`` of each step from
@@ -180,5 +192,5 @@ def image_loader(
         NoInputError: the sources are empty.
         DataError: PG-D02, an image cannot be read.
     """
-    made = _Images(numbered(sources), size, batch_size, seed, flips)
+    made = _Images(numbered(sources), size, batch_size, seed, flips, rows)
     return stream(made, workers=workers, start_step=start_step, steps=steps)

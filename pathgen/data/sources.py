@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -28,7 +29,7 @@ SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "val
 
 @runtime_checkable
 class PatchSource(Protocol):
-    """Rows of RGB patches. `pathgen.stores.PatchStore` is one, `ImageFolder` the other.
+    """Rows of RGB patches: `pathgen.stores.PatchStore`, `SelfAugmentationStore`, `ImageFolder`.
 
     A source can be pickled and opens its files anew in each process.
     """
@@ -136,6 +137,8 @@ class ImageFolder:
 def open_sources(paths: str | Path | Sequence[str | Path]) -> list[PatchSource]:
     """Patch stores, folders that hold patch stores, or image folders; kinds may be mixed.
 
+    Stores of synthetic images count too, and folders that hold no patches but those.
+
     Raises:
         NoInputError: nothing there (PG-N01). StoreError: a damaged store, or another kind.
         DataError: the same patches twice (PG-D03).
@@ -174,21 +177,21 @@ def opened(
 
 
 def _open(path: Path) -> Iterator[PatchSource]:
-    from pathgen.stores import PatchStore, find_stores
+    from pathgen.stores import find_stores
 
     if not path.exists():
         raise NoInputError(
             "no such file or folder", where=path, hint="give a patch store or an image folder"
         )
     if path.suffix in (".h5", ".zarr") or path.is_file():
-        yield PatchStore.open(path)
+        yield _open_store(path)
         return
-    try:
-        stores = find_stores(path, kind="patches")
-    except NoInputError:
-        stores = []
+    stores: list[Path] = []
+    for kind in ("patches", "augmentations"):  # synthetic images where there are no real ones
+        with suppress(NoInputError):
+            stores = stores or find_stores(path, kind=kind)
     if stores:
-        yield from (PatchStore.open(store) for store in stores)
+        yield from map(_open_store, stores)
     elif (path / "slides.json").is_file():  # its images are thumbnails
         raise NoInputError(
             "no slide here was tiled",
@@ -204,6 +207,14 @@ def _open(path: Path) -> Iterator[PatchSource]:
         )
     else:
         yield ImageFolder(path)
+
+
+def _open_store(path: Path) -> PatchSource:
+    """Of patches, or of synthetic ones. Raises StoreError (PG-O16) for another kind."""
+    from pathgen.stores import PatchStore, SelfAugmentationStore, open_store
+
+    store = open_store(path)
+    return store if isinstance(store, SelfAugmentationStore) else PatchStore(store.table)
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:

@@ -7,28 +7,29 @@ feeds the disentanglement loss. Without, this is DINO's multi-crop.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from pathgen.config import Config
 from pathgen.data import loading
-from pathgen.data.augmentation import ATTEMPTS, ColorDraw, change_colors, crop, draw_boxes, turn
 from pathgen.data.counterparts import Counterparts
+from pathgen.data.cuts import COLOR, PER_VIEW, BlendCuts, Cut, Cuts, Images, cut, finish_all, mix
 from pathgen.data.loading import image_loader, steps_per_epoch
-from pathgen.data.patches import PatchDataset, as_tensor
+from pathgen.data.neighbors import Neighbors
+from pathgen.data.patches import PatchDataset
+from pathgen.data.viewconfig import PRESETS, ViewConfig
+from pathgen.parallel import Share
 
 if TYPE_CHECKING:
     from pathgen.data.sources import PatchSource
     from pathgen.stores.augmentations import SelfAugmentationStore
 
 __all__ = [
+    "COLOR",
     "PRESETS",
     "Blend",
     "ViewConfig",
@@ -39,106 +40,37 @@ __all__ = [
     "view_loader",
 ]
 
-Share = float
-Range = tuple[float, float]
-
-#: Settings that a preset gives where none are given. "dino" is the classes' own defaults.
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "dino": {},
-    "pathology": {
-        "vertical_flip": 0.5,
-        "quarter_turns": True,
-        "hue": 0.0,
-        "stain": 0.8,
-        "gray": 0.0,
-        "solarize": 0.0,
-    },
-}
-
-
-class ViewConfig(Config):
-    """Crops and colors of the views. The defaults are DINO's.
-
-    `preset: pathology` has no up and no hue: vertical flips, quarter turns and stain jitter
-    in place of hue, gray and solarization. A setting that is given wins over the preset.
-    """
-
-    preset: Literal["dino", "pathology"] = "dino"
-    global_size: int = Field(default=224, ge=8)
-    global_scale: Range = (0.4, 1.0)
-    """area of a global crop as a share of the patch"""
-    local_size: int = Field(default=96, ge=8)
-    local_scale: Range = (0.05, 0.4)
-    local_crops: int = Field(default=8, ge=0)
-
-    synthetic_share: Share = Field(default=1.0, ge=0, le=1)
-    """probability that one of the two global views is synthetic"""
-    local_synthetic_share: Share = Field(default=0.5, ge=0, le=1)
-    """of such a sample, the share of local crops cut from the synthetic image"""
-
-    horizontal_flip: Share = Field(default=0.5, ge=0, le=1)
-    vertical_flip: Share = Field(default=0.0, ge=0, le=1)
-    quarter_turns: bool = False
-    jitter: Share = Field(default=0.8, ge=0, le=1)
-    """probability of the next four, done in random order"""
-    brightness: float = Field(default=0.4, ge=0, le=1)
-    contrast: float = Field(default=0.4, ge=0, le=1)
-    saturation: float = Field(default=0.2, ge=0, le=1)
-    hue: float = Field(default=0.1, ge=0, le=0.5)
-    stain: Share = Field(default=0.0, ge=0, le=1)
-    """probability of jitter in hematoxylin-eosin-DAB space"""
-    stain_scale: float = Field(default=0.2, ge=0, lt=1)
-    """each stain's density is multiplied by 1 - this to 1 + this"""
-    stain_shift: float = Field(default=0.02, ge=0, lt=1)
-    """and has minus this to plus this added, in optical density"""
-    gray: Share = Field(default=0.2, ge=0, le=1)
-    blur: tuple[Share, Share, Share] = (1.0, 0.1, 0.5)
-    """probability for the first global, the second global, and the local crops"""
-    blur_sigma: Range = (0.1, 2.0)
-    """pixels of every crop when global crops have 224; less when they have less"""
-    solarize: Share = Field(default=0.2, ge=0, le=1)
-    """probability for the second global crop"""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _lay_over_preset(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
-        return {**PRESETS.get(str(values.get("preset", "dino")), {}), **values}
-
-    @model_validator(mode="after")
-    def _ranges_rise(self) -> ViewConfig:
-        for name in ("global_scale", "local_scale"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high <= 1:
-                raise ValueError(f"{name} must rise within (0, 1]")
-        if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
-            raise ValueError("blur_sigma must rise from above 0")
-        if not all(0 <= share <= 1 for share in self.blur):
-            raise ValueError("blur holds three probabilities")
-        return self
-
-    @property
-    def sigmas(self) -> Range:
-        """Range of the blur's sigma in pixels; DINO's 0.1 to 2 would wipe out a crop of 64."""
-        scale = self.global_size / 224
-        return self.blur_sigma[0] * scale, self.blur_sigma[1] * scale
+#: All rows of a batch.
+ALL = slice(None)
 
 
 class Blend(NamedTuple):
-    """Interpolated images for the student, and their second sources for the teacher.
+    """Blended images for the student, and their further sources for the teacher.
 
     Only samples that have an interpolated image are here, so b may be less than B.
     """
 
     image: Tensor
-    """float32 (b, 3, G, G): a view of the interpolated image"""
-    secondary: Tensor
-    """float32 (b, 3, G, G): a view of the real second patch"""
-    alpha: Tensor
-    """float32 (b,): share of the primary, as stored with the image"""
+    """float32 (b, 3, G, G): a view of the blend"""
+    others: list[list[Tensor]]
+    """for the second source (and the third of a three-way mixture) one view, or two with
+    `dis_pairs: all`, each float32 (b, 3, G, G)"""
+    shares: Tensor
+    """float32 (b, S): share of each of the S sources, the primary first, as stored; sums to 1"""
     rows: Tensor
-    """int64 (b,): which samples of the batch are the primaries"""
+    """int64 (b,), on the CPU: which samples of the batch are the primaries, rising"""
+    share: Share | None = None
+    """which they are of all blends of the whole batch; None: all"""
+
+    @property
+    def secondary(self) -> Tensor:
+        """float32 (b, 3, G, G): a view of the real second patch."""
+        return self.others[0][0]
+
+    @property
+    def alpha(self) -> Tensor:
+        """float32 (b,): share of the primary."""
+        return self.shares[:, 0]
 
 
 class Views(NamedTuple):
@@ -155,20 +87,65 @@ class Views(NamedTuple):
     """samples that should have shown one and have none, so that both views are real"""
     indices: Tensor | None = None
     """int64 (B,): items of the `PatchDataset` over the same sources"""
+    blended: float | None = None
+    """share of the whole batch that has a blend, where this is a part of it"""
+
+    def to(self, device: torch.device) -> Views:
+        """The images elsewhere."""
+
+        def there(image: Tensor) -> Tensor:
+            return image.to(device, non_blocking=True)
+
+        blend = self.blend
+        if blend is not None:
+            others = [[there(view) for view in views] for views in blend.others]
+            blend = blend._replace(
+                image=there(blend.image), others=others, shares=there(blend.shares)
+            )
+        return self._replace(
+            global_crops=[there(view) for view in self.global_crops],
+            local_crops=[there(view) for view in self.local_crops],
+            blend=blend,
+        )
+
+    def part(self, rows: slice) -> Views:
+        """Some rows of the batch, `rows` with a start and a stop; `missing` stays the whole's."""
+        blend, blended = self.blend, self.blended
+        if blend is not None:
+            if blended is None:
+                blended = len(blend.rows) / len(self.global_crops[0])
+            blend = _part(blend, rows)
+        return self._replace(
+            global_crops=[view[rows] for view in self.global_crops],
+            local_crops=[view[rows] for view in self.local_crops],
+            blend=blend,
+            synthetic=None if self.synthetic is None else self.synthetic[rows],
+            indices=None if self.indices is None else self.indices[rows],
+            blended=blended,
+        )
 
 
-#: Uniform numbers that one view takes: its box, its turn, its colors.
-_BOX = 2 * ATTEMPTS + 2
-_TURN = 3
-_COLOR = 20
-_PER_VIEW = _BOX + _TURN + _COLOR
+def _part(blend: Blend, rows: slice) -> Blend | None:
+    """The blends whose primaries are among `rows`, counted from the first of these."""
+    first, stop = np.searchsorted(blend.rows.numpy(), [rows.start, rows.stop]).tolist()
+    if first == stop:
+        return None
+    all_of_them = blend.share or Share(0, len(blend.rows), len(blend.rows))
+    return Blend(
+        image=blend.image[first:stop],
+        others=[[view[first:stop] for view in views] for views in blend.others],
+        shares=blend.shares[first:stop],
+        rows=blend.rows[first:stop] - rows.start,
+        share=Share(all_of_them.first + first, all_of_them.first + stop, all_of_them.total),
+    )
 
 
 class ViewMaker:
     """Makes the views of any patches at any step; equal arguments give equal views.
 
     Chance is drawn per (seed, step, purpose, view) with one row per sample, so real views are
-    the same to the bit whether or not there are augmentations beside them.
+    the same to the bit whether or not there are augmentations beside them, and whichever rows
+    of the batch are made.
 
     Args:
         sources: the real patches.
@@ -176,6 +153,7 @@ class ViewMaker:
 
     Raises:
         NoInputError: no patches. DataError: PG-D04, the augmentations are of other patches.
+        ConfigError: PG-C12, neighbors are asked of sources that know none.
     """
 
     def __init__(
@@ -189,44 +167,53 @@ class ViewMaker:
         self.config, self.seed = config, seed
         self.patches: PatchDataset = loading.numbered(sources)
         self.counterparts = Counterparts(self.patches, augmentations) if augmentations else None
+        self.neighbors = Neighbors(self.patches) if config.neighbor_share else None
 
-    def __call__(self, step: int, indices: NDArray[np.int64]) -> Views:
-        """Views of the items `indices` (B,) as step `step` sees them."""
+    def __call__(self, step: int, indices: NDArray[np.int64], rows: slice = ALL) -> Views:
+        """Views of the items `indices` (B,), or of `rows` of them, as step `step` sees them."""
+        return finish(self.cut(step, indices, rows), self.config)
+
+    def cut(self, step: int, indices: NDArray[np.int64], rows: slice = ALL) -> Cuts:
+        """The same, cropped but neither turned nor colored: what is worth sending to a device."""
         config, n = self.config, len(indices)
-        real = self.patches.images(indices)
-        synthetic, shown, missing = self._synthetic(step, indices)
-        crops = []
+        real = self.patches.images(indices[rows])
+        synthetic, shown, missing = self._synthetic(step, indices, rows)
+        beside = self._beside(step, indices, rows, real, shown[:, 1])
+        views = []
         for view in range(2 + config.local_crops):
+            own = beside if view == 1 else real
             images = [
-                other if other is not None and flag else own
-                for own, other, flag in zip(real, synthetic, shown[:, view], strict=True)
+                other if other is not None and flag else mine
+                for mine, other, flag in zip(own, synthetic, shown[:, view], strict=True)
             ]
-            uniform = self._uniform(loading.VIEWS, step, view, n)
-            crops.append(_view(images, uniform, config, min(view, 2)))
-        return Views(
-            global_crops=crops[:2],
-            local_crops=crops[2:],
-            blend=self._blend(step, indices),
+            uniform = self._uniform(loading.VIEWS, step, view, n)[rows]
+            strength = np.where(shown[:, view], config.synthetic_strength, 1.0)
+            views.append(cut(images, uniform, strength, config, min(view, 2)))
+        blend, blended = self._blend(step, indices, rows, real)
+        return Cuts(
+            views=views,
+            blend=blend,
             synthetic=torch.from_numpy(shown[:, :2].copy()),
             missing=missing,
-            indices=torch.from_numpy(indices.copy()),
+            indices=torch.from_numpy(indices[rows].copy()),
+            blended=blended,
         )
 
     def _synthetic(
-        self, step: int, indices: NDArray[np.int64]
+        self, step: int, indices: NDArray[np.int64], rows: slice
     ) -> tuple[list[NDArray[np.uint8] | None], NDArray[np.bool_], int]:
         """An image or None per sample; whether each view shows it (B, views); how many lack one."""
-        n, views = len(indices), 2 + self.config.local_crops
+        n, views = len(indices[rows]), 2 + self.config.local_crops
         images: list[NDArray[np.uint8] | None] = [None] * n
         shown = np.zeros((n, views), np.bool_)
         if self.counterparts is None:
             return images, shown, 0
-        chance = loading.generator(self.seed, loading.SYNTHETIC, step).random((n, 1 + views))
+        chance = self._chance(loading.SYNTHETIC, step, len(indices), 1 + views)[rows]
         wanted = chance[:, 0] < self.config.synthetic_share
-        rows = self.counterparts.generative.pick(indices, chance[:, 1])
-        samples = np.flatnonzero(wanted & (rows >= 0))
+        found = self.counterparts.generative.pick(indices[rows], chance[:, 1])
+        samples = np.flatnonzero(wanted & (found >= 0))
         for sample, image in zip(
-            samples, self.counterparts.synthetic.images(rows[samples]), strict=True
+            samples, self.counterparts.synthetic.images(found[samples]), strict=True
         ):
             images[sample] = image
         second = chance[samples, 2] < 0.5  # exactly one of the two, either as often
@@ -234,104 +221,133 @@ class ViewMaker:
         share = round(self.config.local_synthetic_share * self.config.local_crops)
         rank = chance[:, 3:].argsort(1).argsort(1)
         shown[samples, 2:] = rank[samples] < share
-        return images, shown, int((wanted & (rows < 0)).sum())
+        return images, shown, int((wanted & (found < 0)).sum())
 
-    def _blend(self, step: int, indices: NDArray[np.int64]) -> Blend | None:
-        if self.counterparts is None:
-            return None
-        chance = loading.generator(self.seed, loading.BLEND, step).random(len(indices))
-        rows = self.counterparts.interpolated.pick(indices, chance)
-        samples = np.flatnonzero(rows >= 0)
+    def _beside(
+        self,
+        step: int,
+        indices: NDArray[np.int64],
+        rows: slice,
+        real: Images,
+        taken: NDArray[np.bool_],
+    ) -> Images:
+        """What a real second global view is cut from: the patch itself or one that touches it."""
+        if self.neighbors is None:
+            return real
+        chance = self._chance(loading.NEIGHBORS, step, len(indices), 2)[rows]
+        found = self.neighbors.pick(indices[rows], chance[:, 1])
+        wanted = (chance[:, 0] < self.config.neighbor_share) & (found >= 0) & ~taken
+        samples, images = np.flatnonzero(wanted), list(real)
+        for sample, image in zip(samples, self.patches.images(found[samples]), strict=True):
+            images[sample] = image
+        return images
+
+    def _blend(
+        self, step: int, indices: NDArray[np.int64], rows: slice, real: Images
+    ) -> tuple[BlendCuts | None, float]:
+        """The blends of `rows`, and the share of the whole batch that has one."""
+        if self.counterparts is None or self.config.blend == "off":
+            return None, 0.0
+        n = len(indices)
+        chance = loading.generator(self.seed, loading.BLEND, step).random(n)
+        picked = self.counterparts.interpolated.pick(indices, chance)
+        has_one = picked >= 0
+        blended = float(has_one.mean())
+        samples = np.flatnonzero(has_one[rows])
         if not len(samples):
-            return None
-        rows = rows[samples]
-        pictures = {
-            1: self.counterparts.synthetic.images(rows),
-            0: self.patches.images(self.counterparts.secondary[rows]),
-        }
+            return None, blended
+        picked = picked[rows][samples]
+        shares = self.counterparts.shares[picked]
+        further = self.counterparts.others[picked].T  # (S - 1, b) items
+        patches = [self.patches.images(items) for items in further]
+
+        def view(images: Images, stream: int, kind: int, strength: float = 1.0) -> Cut:
+            uniform = self._uniform(loading.BLEND, step, stream, n)[rows][samples]
+            return cut(images, uniform, np.full(len(samples), strength), self.config, kind)
+
+        if self.config.blend == "pixel":
+            image = mix([[real[sample] for sample in samples.tolist()], *patches], shares)
+        else:
+            image = self.counterparts.synthetic.images(picked)
         # The student's view is drawn as a second global crop, the teacher's as a first one.
-        image, secondary = (
-            _view(
-                pictures[view],
-                self._uniform(loading.BLEND, step, view, len(indices))[samples],
-                self.config,
-                view,
-            )
-            for view in (1, 0)
-        )
-        return Blend(
-            image=image,
-            secondary=secondary,
-            alpha=torch.from_numpy(self.counterparts.alpha[rows]),
+        others = [[view(images, 2 * k, 0)] for k, images in enumerate(patches)]
+        if self.config.dis_pairs == "all":
+            for k, (items, images) in enumerate(zip(further, patches, strict=True)):
+                chance = self._chance(loading.SECOND, step, n, k + 1, 2)[rows][samples, k]
+                others[k].append(view(self._varied(items, images, chance), 2 * k + 3, 1))
+        first = int(has_one[: rows.start].sum()) if rows.start else 0
+        return BlendCuts(
+            image=view(image, 1, 1, self.config.synthetic_strength),
+            others=others,
+            shares=torch.from_numpy(shares),
             rows=torch.from_numpy(samples),
-        )
+            share=Share(first, first + len(samples), int(has_one.sum())),
+        ), blended
+
+    def _varied(
+        self, items: NDArray[np.int64], images: Images, chance: NDArray[np.float64]
+    ) -> Images:
+        """Each patch's generative image, with the probability of one; `chance` is (b, 2)."""
+        assert self.counterparts is not None
+        found = self.counterparts.generative.pick(items, chance[:, 1])
+        samples = np.flatnonzero((found >= 0) & (chance[:, 0] < self.config.synthetic_share))
+        varied = list(images)
+        for sample, image in zip(
+            samples, self.counterparts.synthetic.images(found[samples]), strict=True
+        ):
+            varied[sample] = image
+        return varied
+
+    def _chance(self, purpose: int, step: int, *shape: int) -> NDArray[np.float64]:
+        return loading.generator(self.seed, purpose, step).random(shape)
 
     def _uniform(self, purpose: int, step: int, view: int, n: int) -> NDArray[np.float64]:
-        return loading.generator(self.seed, purpose, step, view).random((n, _PER_VIEW))
+        return loading.generator(self.seed, purpose, step, view).random((n, PER_VIEW))
 
 
-def _view(
-    images: Sequence[NDArray[np.uint8]],
-    uniform: NDArray[np.float64],
-    config: ViewConfig,
-    kind: int,
-) -> Tensor:
-    """Crop, turn and color: kind 0 and 1 are the global crops, 2 a local one."""
-    is_local = kind == 2
-    size = config.local_size if is_local else config.global_size
-    scale = config.local_scale if is_local else config.global_scale
-    sides = np.array([image.shape[:2] for image in images], np.int64)
-    boxes = draw_boxes(uniform[:, :_BOX], sides[:, 0], sides[:, 1], scale)
-    batch = torch.empty((len(images), 3, size, size), dtype=torch.uint8)
-    for out, image, box in zip(batch, images, np.stack(boxes, axis=1).tolist(), strict=True):
-        top, left, height, width = box
-        out.copy_(crop(as_tensor(image), top, left, height, width, size))
-    flips = uniform[:, _BOX : _BOX + 2] < (config.horizontal_flip, config.vertical_flip)
-    quarters = np.floor(4 * uniform[:, _BOX + 2]) * config.quarter_turns
-    horizontal, vertical = torch.from_numpy(flips.T.copy())
-    batch = turn(batch, horizontal, vertical, torch.from_numpy(quarters))
-    radius = math.ceil(3 * config.sigmas[1])
-    colors = _colors(uniform[:, _BOX + _TURN :], config, kind)
-    return change_colors(batch.float().div_(255), colors, radius)
+def finish(cuts: Cuts, config: ViewConfig, device: torch.device | None = None) -> Views:
+    """Turn and color what was cut, on `device`: uint8 crops -> float views.
 
-
-def _colors(uniform: NDArray[np.float64], config: ViewConfig, kind: int) -> ColorDraw:
-    """Uniform numbers (B, _COLOR) as what happens to each image."""
-    jitter, factors, order, stain, scale, shift, gray, blur, sigma, solarize = np.split(
-        uniform, np.cumsum([1, 4, 4, 1, 3, 3, 1, 1, 1]), axis=1
-    )
-    strengths = (config.brightness, config.contrast, config.saturation, config.hue)
-    signed = 2 * factors - 1
-    low, high = config.sigmas
-    return ColorDraw(
-        jitter=_flags(jitter, config.jitter),
-        factors=_floats(signed * strengths + (1.0, 1.0, 1.0, 0.0)),
-        order=torch.from_numpy(order.argsort(1)),
-        stain=_flags(stain, config.stain),
-        stain_scale=_floats(1 + (2 * scale - 1) * config.stain_scale),
-        stain_shift=_floats((2 * shift - 1) * config.stain_shift),
-        gray=_flags(gray, config.gray),
-        blur=_flags(blur, config.blur[kind]),
-        sigma=_floats(low + (high - low) * sigma[:, 0]),
-        solarize=_flags(solarize, config.solarize if kind == 1 else 0.0),
+    On the CPU the result is the same to the bit wherever and with whatever beside it is done.
+    """
+    extra: list[Cut] = []
+    if cuts.blend is not None:
+        extra = [cuts.blend.image, *(view for views in cuts.blend.others for view in views)]
+    large = finish_all([*cuts.views[:2], *extra], config, device)
+    blend = None
+    if cuts.blend is not None:
+        rest = iter(large[3:])
+        others = [[next(rest) for _ in views] for views in cuts.blend.others]
+        shares = cuts.blend.shares
+        if device is not None:
+            shares = shares.to(device, non_blocking=True)
+        blend = Blend(large[2], others, shares, cuts.blend.rows, cuts.blend.share)
+    return Views(
+        global_crops=large[:2],
+        local_crops=finish_all(cuts.views[2:], config, device),
+        blend=blend,
+        synthetic=cuts.synthetic,
+        missing=cuts.missing,
+        indices=cuts.indices,
+        blended=cuts.blended,
     )
 
 
-def _flags(uniform: NDArray[np.float64], share: float) -> Tensor:
-    return torch.from_numpy(uniform[:, 0] < share)
+class _CutSteps(loading.Steps[Cuts]):
+    def __init__(self, maker: ViewMaker, batch_size: int, rows: slice) -> None:
+        self.maker, self.rows = maker, rows
+        self.order = loading.Order(len(maker.patches), batch_size, maker.seed)
 
-
-def _floats(values: NDArray[np.float64]) -> Tensor:
-    return torch.from_numpy(values.astype(np.float32))
+    def batch(self, step: int) -> Cuts:
+        return self.maker.cut(step, self.order(step), self.rows)
 
 
 class _ViewSteps(loading.Steps[Views]):
-    def __init__(self, maker: ViewMaker, batch_size: int) -> None:
-        self.maker = maker
-        self.order = loading.Order(len(maker.patches), batch_size, maker.seed)
+    def __init__(self, cuts: _CutSteps) -> None:
+        self.cuts = cuts
 
     def batch(self, step: int) -> Views:
-        return self.maker(step, self.order(step))
+        return finish(self.cuts.batch(step), self.cuts.maker.config)
 
 
 def view_loader(
@@ -344,15 +360,32 @@ def view_loader(
     workers: int = 0,
     start_step: int = 0,
     steps: int,
+    rows: slice = ALL,
+    device: torch.device | None = None,
 ) -> Iterator[Views]:
     """Views of shuffled patches, epoch after epoch, for steps `start_step` to `steps` - 1.
 
     Step s is the same, to the bit, whatever `workers` and `start_step` are. Incomplete batches
     are dropped; fewer patches than a batch are repeated within it.
 
+    Args:
+        batch_size: of all processes together.
+        rows: which of its rows this process makes. They are what they are in the whole batch.
+        device: where the views come. Unless it is the CPU, workers send bytes and draws, and
+            the device turns and colors them.
+
     Raises:
         NoInputError: no patches. DataError: PG-D02 an image cannot be read, PG-D04 the
-        augmentations are of other patches.
+        augmentations are of other patches. ConfigError: PG-C12, image folders have no neighbors.
     """
-    made = _ViewSteps(ViewMaker(config, sources, augmentations, seed=seed), batch_size)
-    return loading.stream(made, workers=workers, start_step=start_step, steps=steps)
+    cuts = _CutSteps(ViewMaker(config, sources, augmentations, seed=seed), batch_size, rows)
+    if device is None or device.type == "cpu":
+        yield from loading.stream(
+            _ViewSteps(cuts), workers=workers, start_step=start_step, steps=steps
+        )
+        return
+    pin = device.type == "cuda"
+    for made in loading.stream(
+        cuts, workers=workers, start_step=start_step, steps=steps, pin_memory=pin
+    ):
+        yield finish(made, config, device)

@@ -93,7 +93,7 @@ def bootstrap_interval(
         ``undefined`` says which. Other arguments and errors as in `classification_metrics`.
     """
     truth, scores, chosen = _checked(y_true, probabilities, classes, predicted)
-    weights = _resampled(len(truth), groups, resamples, seed)  # (B, N)
+    weights = resampled(len(truth), groups, resamples, seed)  # (B, N)
     cells = np.zeros((len(truth), len(classes) ** 2))
     cells[np.arange(len(truth)), truth * len(classes) + chosen] = 1
     matrices = (weights @ cells).reshape(resamples, len(classes), len(classes))
@@ -183,6 +183,18 @@ def spread(folds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return result
 
 
+def resampled(n: int, groups: Sequence[str] | None, resamples: int, seed: int) -> Floats:
+    """(B, N) how often each row is drawn when groups are drawn with replacement."""
+    owner = np.arange(n)
+    if groups is not None:
+        owner = np.unique(np.asarray(groups, dtype=str), return_inverse=True)[1]
+    count = int(owner.max()) + 1
+    rng = np.random.default_rng(seed)
+    draws = rng.integers(0, count, (resamples, count)) + count * np.arange(resamples)[:, None]
+    times = np.bincount(draws.ravel(), minlength=resamples * count).reshape(resamples, count)
+    return times[:, owner].astype(np.float64)
+
+
 # --- inside --------------------------------------------------------------------------------
 
 
@@ -256,18 +268,6 @@ def _per_class(
             }
         )
     return rows
-
-
-def _resampled(n: int, groups: Sequence[str] | None, resamples: int, seed: int) -> Floats:
-    """(B, N) how often each row is drawn when groups are drawn with replacement."""
-    owner = np.arange(n)
-    if groups is not None:
-        owner = np.unique(np.asarray(groups, dtype=str), return_inverse=True)[1]
-    count = int(owner.max()) + 1
-    rng = np.random.default_rng(seed)
-    draws = rng.integers(0, count, (resamples, count)) + count * np.arange(resamples)[:, None]
-    times = np.bincount(draws.ravel(), minlength=resamples * count).reshape(resamples, count)
-    return times[:, owner].astype(np.float64)
 
 
 def _ratio(over: Floats, under: NDArray[Any]) -> Floats:

@@ -27,8 +27,12 @@ class BadRecord(ValueError):
 
 def write_record(out: BinaryIO, features: Mapping[str, Feature]) -> Span:
     """Append one example."""
-    data, start = encode_example(features), out.tell()
-    head = struct.pack("<Q", len(data))
+    return write_frame(out, encode_example(features))
+
+
+def write_frame(out: BinaryIO, data: bytes) -> Span:
+    """Append one record, whatever its data are."""
+    start, head = out.tell(), struct.pack("<Q", len(data))
     out.write(head + _masked(head) + data + _masked(data))
     return Span(start, len(data) + 16)
 
@@ -53,10 +57,10 @@ def read_records(path: Path) -> Iterator[tuple[Span, dict[str, Feature]]]:
 def encode_example(features: Mapping[str, Feature]) -> bytes:
     """One `tf.train.Example`; names are sorted, so that equal content gives equal bytes."""
     entries = b"".join(
-        _field(1, _field(1, name.encode()) + _field(2, _value(features[name])))
+        field(1, field(1, name.encode()) + field(2, _value(features[name])))
         for name in sorted(features)
     )
-    return _field(1, entries)
+    return field(1, entries)
 
 
 def decode_example(data: bytes) -> dict[str, Feature]:
@@ -76,15 +80,16 @@ def decode_example(data: bytes) -> dict[str, Feature]:
 def _value(value: Feature) -> bytes:
     """A `tf.train.Feature`: bytes_list is field 1, int64_list field 3."""
     if isinstance(value, bytes):
-        return _field(1, _field(1, value))
-    return _field(3, _field(1, _number(value)))
+        return field(1, field(1, value))
+    return field(3, field(1, varint(value)))
 
 
-def _field(number: int, data: bytes) -> bytes:
-    return bytes([number << 3 | 2]) + _number(len(data)) + data
+def field(number: int, data: bytes) -> bytes:
+    """A field of bytes, or of a message, of a protocol buffer."""
+    return bytes([number << 3 | 2]) + varint(len(data)) + data
 
 
-def _number(value: int) -> bytes:
+def varint(value: int) -> bytes:
     """A varint; negative numbers as 64 bits in two's complement."""
     value &= (1 << 64) - 1
     out = bytearray()

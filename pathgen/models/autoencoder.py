@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal, cast
+from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pathgen.config import Config
 from pathgen.errors import ConfigError
-
-Kind = Literal["kl", "vq", "tiny"]
-
-#: The only classes ever built, whatever a downloaded `config.json` may name.
-NETWORKS: Mapping[Kind, Any] = {"kl": AutoencoderKL, "vq": VQModel, "tiny": AutoencoderTiny}
-_KINDS: Mapping[str, Kind] = {network.__name__: kind for kind, network in NETWORKS.items()}
+from pathgen.models.chance import drawn
+from pathgen.models.pretrained import NETWORKS, Kind, depth, latent_channels, load_pretrained
 
 
 class AutoencoderConfig(Config):
     """One of diffusers' autoencoders. With n widths the latent is fold * 2**(n-1) times smaller."""
 
     kind: Kind = "kl"
-    """kl: variational, smooth latents. vq: a codebook, the paper's VQ-f4. tiny: plain and fast."""
+    """kl: variational, smooth latents. vq: a codebook, the paper's VQ-f4. tiny: plain and fast.
+    dc: plain and deep, for latents 32 or 64 times smaller."""
     image_size: int = Field(default=256, ge=8)
     latent_channels: int = Field(default=4, ge=1)
     block_out_channels: tuple[int, ...] = (64, 128, 256)
@@ -41,8 +36,9 @@ class AutoencoderConfig(Config):
     kl_weight: float = Field(default=1e-6, ge=0)
     """Per latent value, beside an L1 loss per pixel value."""
     pretrained: str | None = None
-    """Folder or hub name of diffusers weights. They may have seen labels or other data: without
-    them the whole method uses nothing but the given unlabelled patches."""
+    """Folder or hub name of diffusers weights: of an autoencoder (AutoencoderKL, VQModel,
+    AutoencoderTiny, AutoencoderDC), or of a pipeline with one in vae or vqvae. They may have seen
+    labels or other data: without them the method uses nothing but the given unlabelled patches."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """The diffusers class's own settings; filled in from pretrained weights."""
 
@@ -54,8 +50,11 @@ class AutoencoderConfig(Config):
             return self
         if self.kind == "tiny" and len(set(self.block_out_channels)) > 1:
             raise ValueError("a tiny autoencoder has one width: make block_out_channels equal")
-        if self.kind != "tiny" and any(c % self.norm_groups for c in self.block_out_channels):
+        grouped = self.kind in ("kl", "vq")
+        if grouped and any(c % self.norm_groups for c in self.block_out_channels):
             raise ValueError("norm_groups must divide every one of block_out_channels")
+        if self.kind == "dc" and self.block_out_channels[-1] % self.latent_channels:
+            raise ValueError("of a dc autoencoder latent_channels must divide the last width")
         if self.image_size % (self.fold * 2 ** (len(self.block_out_channels) - 1)):
             raise ValueError("image_size must be a multiple of fold * 2 ** (widths - 1)")
         return self
@@ -66,7 +65,8 @@ class Autoencoder(nn.Module):
 
     Mean and scale are measured once on training images (`measure`), held as buffers, and saved
     with the weights: the diffusion model's noise schedule presumes unit variance (latent
-    diffusion, arXiv 2112.10752, appendix G, does so with one number for all channels).
+    diffusion, arXiv 2112.10752, appendix G, does so with one number for all channels). The
+    scaling and shift factors that pretrained weights come with are therefore not used.
 
     Raises ConfigError when `config.pretrained` cannot be loaded, or does not fit the image size.
     """
@@ -74,14 +74,14 @@ class Autoencoder(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         if config.pretrained is not None:
-            config, self.network = _load_pretrained(config)
+            config, self.network = _pretrained(config)
         else:
             settings = config.settings or _settings(config)
             self.network = NETWORKS[config.kind](**settings)
             if config.kind == "kl":
                 _start_certain(self.network)
         self.config = config
-        channels = int(self.network.config["latent_channels"])
+        channels = latent_channels(config.kind, self.network.config)
         self.latent_mean: Tensor
         self.latent_scale: Tensor
         self.register_buffer("latent_mean", torch.zeros(channels, 1, 1))
@@ -90,8 +90,14 @@ class Autoencoder(nn.Module):
     @property
     def downsample(self) -> int:
         """Image pixels along one side of a latent pixel."""
-        depth = _depth(self.config.kind, self.network.config)
-        return cast(int, self.config.fold * 2 ** (depth - 1))
+        return cast(int, self.config.fold * 2 ** (depth(self.config.kind, self.network.config) - 1))
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """Weights of the convolution that gives the pixels."""
+        decoder = self.network.decoder
+        layer = decoder.layers[-1] if self.config.kind == "tiny" else decoder.conv_out
+        return cast(nn.Parameter, getattr(layer, "conv", layer).weight)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -117,8 +123,8 @@ class Autoencoder(nn.Module):
         """Training loss (scalar) and the reconstructions (B, 3, S, S), not clipped.
 
         L1 per pixel value in [-1, 1], plus the weighted KL divergence from N(0, 1) per latent
-        value (kl) or the codebook's commitment loss (vq). No perceptual network: that would
-        bring in weights trained on other data.
+        value (kl) or the codebook's commitment loss (vq). A published perceptual network would
+        bring in weights trained on other data; `models.perceptual` has one that does not.
         """
         inputs = self._fold(images)
         if self.config.kind == "kl":
@@ -126,11 +132,12 @@ class Autoencoder(nn.Module):
             outputs = self.network.decode(_draw(posterior, generator)).sample
             extra = self.config.kl_weight * posterior.kl().mean() / posterior.mean[0].numel()
         elif self.config.kind == "vq":
-            decoded = self.network.decode(self.network.encode(inputs).latents)
+            decoded = self.network.decode(self._codes(inputs))
             outputs, extra = decoded.sample, decoded.commit_loss.mean()
         else:
-            # Not the network's own forward: it rounds the latents to bytes, which has no gradient.
-            outputs = self.network.decode(self.network.encode(inputs).latents).sample
+            # Not the network's own forward: a tiny one rounds the latents to bytes there, which
+            # has no gradient.
+            outputs = self.network.decode(self._codes(inputs)).sample
             extra = inputs.new_zeros(())
         return (outputs - inputs).abs().mean() + extra, self._unfold(outputs)
 
@@ -163,17 +170,16 @@ class Autoencoder(nn.Module):
         return (F.pixel_shuffle(outputs, self.config.fold) + 1) / 2
 
     def _raw(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
-        encoded = self.network.encode(self._fold(images))
+        inputs = self._fold(images)
         if self.config.kind == "kl":
-            posterior = encoded.latent_dist
+            posterior = self.network.encode(inputs).latent_dist
             return posterior.mode() if generator is None else _draw(posterior, generator)
-        return cast(Tensor, encoded.latents)
+        return self._codes(inputs)
 
-
-def psnr(images: Tensor, reconstructions: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image in dB: (B, 3, H, W) in [0, 1], twice -> (B,)."""
-    error = (images - reconstructions.clamp(0, 1)).square().flatten(1).mean(1)
-    return -10 * torch.log10(error.clamp_min(1e-10))
+    def _codes(self, inputs: Tensor) -> Tensor:
+        """What a network without a posterior encodes to; not yet quantized."""
+        encoded = self.network.encode(inputs)
+        return cast(Tensor, encoded.latent if self.config.kind == "dc" else encoded.latents)
 
 
 def _start_certain(network: Any) -> None:
@@ -189,14 +195,20 @@ def _draw(posterior: Any, generator: torch.Generator | None) -> Tensor:
 
 
 def _noise_like(tensor: Tensor, generator: torch.Generator | None) -> Tensor:
-    device = tensor.device if generator is None else generator.device
-    noise = torch.randn(tensor.shape, generator=generator, device=device, dtype=torch.float32)
+    shape = tensor.shape[1:]
+    if generator is None:  # each image's own, however the batch is shared out
+        return drawn(lambda n: torch.randn((n, *shape), device=tensor.device), len(tensor)).to(
+            tensor
+        )
+    noise = torch.randn(
+        tensor.shape, generator=generator, device=generator.device, dtype=torch.float32
+    )
     return noise.to(tensor)
 
 
 def _settings(config: AutoencoderConfig) -> dict[str, Any]:
     """What the diffusers class is to be called with."""
-    widths, depth = config.block_out_channels, len(config.block_out_channels)
+    widths, levels = config.block_out_channels, len(config.block_out_channels)
     channels = 3 * config.fold**2
     if config.kind == "tiny":
         blocks = config.layers_per_block
@@ -206,15 +218,27 @@ def _settings(config: AutoencoderConfig) -> dict[str, Any]:
             "out_channels": channels,
             "encoder_block_out_channels": widths,
             "decoder_block_out_channels": widths,
-            "num_encoder_blocks": (few, *[blocks] * (depth - 1)),
-            "num_decoder_blocks": (*[blocks] * (depth - 1), few),
+            "num_encoder_blocks": (few, *[blocks] * (levels - 1)),
+            "num_decoder_blocks": (*[blocks] * (levels - 1), few),
             "latent_channels": config.latent_channels,
+        }
+    if config.kind == "dc":
+        blocks_each = (config.layers_per_block,) * levels
+        return {
+            "in_channels": channels,
+            "latent_channels": config.latent_channels,
+            "encoder_block_out_channels": widths,
+            "decoder_block_out_channels": widths,
+            "encoder_layers_per_block": blocks_each,
+            "decoder_layers_per_block": blocks_each,
+            "encoder_qkv_multiscales": ((),) * levels,
+            "decoder_qkv_multiscales": ((),) * levels,
         }
     common = {
         "in_channels": channels,
         "out_channels": channels,
-        "down_block_types": ("DownEncoderBlock2D",) * depth,
-        "up_block_types": ("UpDecoderBlock2D",) * depth,
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
         "block_out_channels": widths,
         "layers_per_block": config.layers_per_block,
         "latent_channels": config.latent_channels,
@@ -232,44 +256,10 @@ def _settings(config: AutoencoderConfig) -> dict[str, Any]:
     return common
 
 
-def _depth(kind: Kind, settings: Mapping[str, Any]) -> int:
-    key = "encoder_block_out_channels" if kind == "tiny" else "block_out_channels"
-    return len(settings[key])
-
-
-def _load_pretrained(config: AutoencoderConfig) -> tuple[AutoencoderConfig, Any]:
+def _pretrained(config: AutoencoderConfig) -> tuple[AutoencoderConfig, Any]:
     """The network, and a config from which the saved model is rebuilt without the original."""
-    name = cast(str, config.pretrained)
-    try:
-        found = AutoencoderKL.load_config(name)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            "pretrained autoencoder cannot be read",
-            where=name,
-            why=str(error).splitlines()[0],
-            hint="give a folder with config.json and safetensors weights, or a hub name",
-        ) from error
-    kind = _KINDS.get(str(found.get("_class_name")))
-    if kind is None:
-        raise ConfigError(
-            "pretrained autoencoder is of an unknown class",
-            where=name,
-            why=f"its config.json says {found.get('_class_name')!r}",
-            hint=f"known: {', '.join(_KINDS)}",
-        )
-    try:
-        # Safetensors only: a pickled weight file could run code.
-        network = NETWORKS[kind].from_pretrained(name, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigError(
-            "pretrained autoencoder weights cannot be loaded",
-            where=name,
-            why=str(error).splitlines()[0],
-            hint="only safetensors weights are read",
-        ) from error
-    known = inspect.signature(NETWORKS[kind].__init__).parameters
-    settings = {key: value for key, value in network.config.items() if key in known}
-    downsample = 2 ** (_depth(kind, settings) - 1)
+    kind, network, settings = load_pretrained(cast(str, config.pretrained))
+    downsample = 2 ** (depth(kind, settings) - 1)
     if config.fold > 1 or settings["in_channels"] != 3:
         raise ConfigError(
             "pretrained autoencoders take plain images", where="autoencoder.model.fold",
@@ -286,6 +276,6 @@ def _load_pretrained(config: AutoencoderConfig) -> tuple[AutoencoderConfig, Any]
         "kind": kind,
         "pretrained": None,
         "settings": settings,
-        "latent_channels": int(settings["latent_channels"]),
+        "latent_channels": latent_channels(kind, settings),
     }
     return config.model_copy(update=resolved), network

@@ -46,8 +46,10 @@ class DinoHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, dim) -> (B, prototypes) logits."""
-        # fp16 cannot hold the usual 1e-12.
-        projected = F.normalize(self.mlp(features), dim=-1, eps=1e-6)
+        hidden = self.mlp(features)
+        # As published; only fp16 cannot hold so small a number.
+        eps = 1e-6 if hidden.dtype == torch.float16 else 1e-12
+        projected = F.normalize(hidden, dim=-1, eps=eps)
         logits: Tensor = self.last_layer(projected)
         return logits
 
@@ -114,6 +116,12 @@ class StudentTeacher(nn.Module):
     def encoder(self) -> Encoder:
         """The teacher's backbone: what a run hands on."""
         return self._teacher.encoder
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """What does the work: both backbones and both heads."""
+        parts = (self._student, self._teacher)
+        return [net for part in parts for net in (part.encoder.backbone, part.head)]
 
     @property
     def trained(self) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, Self, cast
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import numpy as np
 import timm
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from pathgen.config import Config
 from pathgen.errors import ConfigError
+from pathgen.models.chance import share_drop_path
 from pathgen.models.weights import weights_id
 
 #: timm modules whose models take any image size when told so.
@@ -39,6 +40,15 @@ class EncoderConfig(Config):
     """start from timm's published weights, which are downloaded"""
 
 
+class Features(NamedTuple):
+    """What an encoder says of B images."""
+
+    vector: Tensor
+    """(B, dim)"""
+    tokens: Tensor
+    """(B, N, dim), row by row"""
+
+
 class Encoder(nn.Module):
     """A timm backbone without its classifier. Images come in [0, 1].
 
@@ -51,12 +61,16 @@ class Encoder(nn.Module):
         ConfigError: PG-C04, timm does not know the name or cannot build it with these settings.
     """
 
+    #: A model folder holds the weights of this part under timm's own names for them.
+    stored_part: ClassVar[str] = "backbone"
+
     mean: Tensor
     std: Tensor
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.backbone = _backbone(config)
+        share_drop_path(self.backbone)
         self.config = config.model_copy(update={"pretrained": False})
         width = getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features
         self.dim = int(cast(int, width))
@@ -88,20 +102,73 @@ class Encoder(nn.Module):
         size = getattr(embed, "patch_size", 1)
         return int(size[0] if isinstance(size, tuple) else size)
 
+    def stored_facts(self) -> dict[str, Any]:
+        """What a model folder's `config.json` says besides, in timm's words.
+
+        With it ``timm.create_model("local-dir:FOLDER", pretrained=True)`` builds the backbone,
+        and `timm.data.resolve_model_data_config` finds its pixels' size, mean and spread.
+        """
+        side, base = self.config.image_size, getattr(self.backbone, "pretrained_cfg", {})
+        settings = _settings(self.config)
+        classes = settings.pop("num_classes")
+        return {
+            "architecture": self.config.name,
+            "num_classes": classes,
+            "num_features": self.dim,
+            "model_args": settings,
+            "pretrained_cfg": {
+                "num_classes": classes,
+                "input_size": [3, side, side],
+                "fixed_input_size": False,
+                "interpolation": "bicubic",
+                "crop_pct": 1.0,
+                "crop_mode": "center",
+                "mean": list(self.config.mean),
+                "std": list(self.config.std),
+                "first_conv": base.get("first_conv"),
+                "classifier": base.get("classifier"),
+            },
+        }
+
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, dim): the normed class token, or a CNN's pooled map."""
         return cast(Tensor, self.backbone(self._normalize(images)))
 
     def tokens(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, N, dim): the normed patch tokens, row by row."""
-        features = cast(Any, self.backbone).forward_features(self._normalize(images))
+        return self._tokens(cast(Any, self.backbone).forward_features(self._normalize(images)))
+
+    def features(self, images: Tensor) -> Features:
+        """(B, 3, H, W) in [0, 1] -> what `forward` and `tokens` give, from one pass."""
+        seen = cast(Any, self.backbone).forward_features(self._normalize(images))
+        return Features(cast(Any, self.backbone).forward_head(seen), self._tokens(seen))
+
+    def class_tokens(self, images: Tensor, blocks: int) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B, blocks * dim): the last blocks' normed class tokens.
+
+        Raises ConfigError (PG-C04) for a backbone without a class token or as many blocks.
+        """
+        backbone = cast(Any, self.backbone)
+        depth = len(getattr(backbone, "blocks", ()))
+        if depth < blocks or not getattr(backbone, "num_prefix_tokens", 0):
+            raise ConfigError(
+                "this needs class tokens of several blocks", code="PG-C04", where=self.config.name,
+                why=f"it has {depth} blocks, {blocks} are asked for, and a class token is needed",
+                hint="use a vision transformer with a class token",
+            )  # fmt: skip
+        layers = backbone.get_intermediate_layers(
+            self._normalize(images), n=blocks, return_prefix_tokens=True, norm=True
+        )
+        return torch.cat([prefix[:, 0] for _, prefix in layers], dim=1)
+
+    def _tokens(self, features: Tensor) -> Tensor:
         if features.ndim == 3:
             patches = features[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
             # A ViT that pools by averaging has its last norm here.
             return cast(Tensor, getattr(self.backbone, "fc_norm", nn.Identity())(patches))
         if getattr(self.backbone, "output_fmt", "NCHW") == "NHWC":
-            return cast(Tensor, features.flatten(1, 2))
-        return cast(Tensor, features.flatten(2).transpose(1, 2))
+            return features.flatten(1, 2)
+        return features.flatten(2).transpose(1, 2)
 
     @torch.inference_mode()
     def encode(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -144,15 +211,20 @@ def _backbone(config: EncoderConfig) -> nn.Module:
             "timm has no such model", code="PG-C04", where=config.name,
             hint=f"did you mean {close[0]!r}?" if close else "see timm.list_models()",
         )  # fmt: skip
-    settings: dict[str, Any] = {"num_classes": 0, **config.kwargs}
-    if config.drop_path:
-        settings["drop_path_rate"] = config.drop_path
-    if is_model_in_modules(config.name, _VITS):
-        settings |= {"img_size": config.image_size, "dynamic_img_size": True}
     try:
-        return timm.create_model(config.name, pretrained=config.pretrained, **settings)
+        return timm.create_model(config.name, pretrained=config.pretrained, **_settings(config))
     except (TypeError, ValueError, AssertionError) as error:
         raise ConfigError(
             "timm cannot build this model", code="PG-C04", where=config.name, why=str(error),
             hint="check encoder.kwargs; a network without stochastic depth needs drop_path: 0",
         ) from error  # fmt: skip
+
+
+def _settings(config: EncoderConfig) -> dict[str, Any]:
+    """What timm is called with besides the name."""
+    settings: dict[str, Any] = {"num_classes": 0, **config.kwargs}
+    if config.drop_path:
+        settings["drop_path_rate"] = config.drop_path
+    if is_model_in_modules(config.name, _VITS):
+        settings |= {"img_size": config.image_size, "dynamic_img_size": True}
+    return settings

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,13 +27,37 @@ def slerp(primary: Tensor, secondary: Tensor, alpha: Tensor) -> Tensor:
     return angle.cos() * primary + angle.sin() * F.normalize(across, dim=-1)
 
 
+def mixture(embeddings: Sequence[Tensor], shares: Tensor) -> Tensor:
+    """Point among several embeddings on the unit sphere, by slerp after slerp.
+
+    S of (B, D) and (B, S), shares that sum to 1, the primary first -> (B, D) of unit length. Two
+    sources: `slerp`. With a third, the first two are blended in proportion, then that with the
+    third by its share. Ours, after Gen-SIS's interpolation of two.
+    """
+    point, total = embeddings[0], shares[:, 0]
+    for number, embedding in enumerate(embeddings[1:], 1):
+        together = total + shares[:, number]
+        is_last = number == len(embeddings) - 1  # then `together` is 1 but for rounding
+        alpha = total if is_last else total / together.clamp(min=1e-12)
+        point, total = slerp(point, embedding, alpha), together
+    return point
+
+
 def entangle(primary: Tensor, secondary: Tensor, alpha: Tensor) -> Tensor:
     """Blend of two teachers' raw logits: (B, K), (B, K), (B,) -> (B, K).
 
     After centering and softmax it is the normalized geometric mean of the two distributions.
     """
-    alpha = alpha.to(primary).unsqueeze(-1)
-    return alpha * primary + (1 - alpha) * secondary
+    return weighted_sum([primary, secondary], torch.stack([alpha, 1 - alpha], 1))
+
+
+def weighted_sum(parts: Sequence[Tensor], shares: Tensor) -> Tensor:
+    """S of (B, K), weighted by (B, S) -> (B, K)."""
+    shares = shares.to(parts[0])
+    total = shares[:, :1] * parts[0]
+    for number, part in enumerate(parts[1:], 1):
+        total = total + shares[:, number : number + 1] * part
+    return total
 
 
 def _right_angle(vectors: Tensor) -> Tensor:

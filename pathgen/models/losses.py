@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from pathgen.models.interpolation import entangle
+from pathgen.models.interpolation import weighted_sum
 
 Target = Literal["geometric", "arithmetic"]
 
@@ -20,9 +21,9 @@ class DinoLoss(nn.Module):
     running mean of the teacher's logits, (prototypes,).
 
     Args:
-        target: how `disentangle` blends two teachers. "geometric" mixes raw logits before
+        target: how blended sources make one target. "geometric" mixes raw logits before
             centering, as Gen-SIS does (arXiv 2412.01672, Algorithm 1); "arithmetic" mixes the
-            two distributions, for ablation.
+            distributions, for ablation.
     """
 
     center: Tensor
@@ -42,17 +43,28 @@ class DinoLoss(nn.Module):
         self.register_buffer("center", torch.zeros(prototypes))
 
     def forward(
-        self, student: Sequence[Tensor], teacher: Sequence[Tensor], teacher_temperature: float
+        self,
+        student: Sequence[Tensor],
+        teacher: Sequence[Tensor],
+        teacher_temperature: float,
+        weights: Tensor | None = None,
     ) -> Tensor:
-        """Mean over pairs; view i of the student never answers view i of the teacher."""
+        """Mean over pairs; view i of the student never answers view i of the teacher.
+
+        `weights` (B,), of mean 1 over the batch, count some samples more (GenView, arXiv
+        2403.12003); None counts all alike.
+        """
         answers = [self._answer(logits) for logits in student]
-        pairs = [
-            _cross_entropy(answer, self.target(logits, teacher_temperature))
-            for i, logits in enumerate(teacher)
-            for j, answer in enumerate(answers)
-            if i != j
-        ]
-        return torch.stack(pairs).mean()
+        # Every view's answer is summed once: a target meets all but its own in one product.
+        everyone = torch.stack(answers).sum(0)
+        count, total = 0, torch.zeros((), device=everyone.device)
+        for i, logits in enumerate(teacher):
+            target = self.target(logits, teacher_temperature)
+            own = i < len(answers)
+            others = everyone - answers[i] if own else everyone
+            total = total + _cross_entropy(others, target, weights)
+            count += len(answers) - own
+        return total / count
 
     def disentangle(
         self,
@@ -64,32 +76,66 @@ class DinoLoss(nn.Module):
     ) -> Tensor:
         """The student saw the blend; the target is the blend of what the teacher saw apart.
 
-        (B, K) three times and alpha (B,), the share of the primary -> a scalar.
+        (B, K) three times and alpha (B,), the share of the primary -> a scalar. Algorithm 1.
         """
-        if self.blend == "geometric":
-            target = self.target(entangle(primary, secondary, alpha), teacher_temperature)
-        else:
-            target = entangle(
-                self.target(primary, teacher_temperature),
-                self.target(secondary, teacher_temperature),
-                alpha,
-            )
-        return _cross_entropy(self._answer(student), target)
+        shares = torch.stack([alpha, 1 - alpha], 1)
+        return self.disentangle_all(student, [[primary], [secondary]], shares, teacher_temperature)
+
+    def disentangle_all(
+        self,
+        student: Tensor,
+        sources: Sequence[Sequence[Tensor]],
+        shares: Tensor,
+        teacher_temperature: float,
+    ) -> Tensor:
+        """The same for S sources with several teacher views each, averaged over all choices.
+
+        Args:
+            sources: logits (B, K) of each view of each source, the primary first.
+            shares: (B, S), sums to 1.
+        """
+        targets = [
+            self.mixed_target(views, shares, teacher_temperature) for views in product(*sources)
+        ]
+        return _cross_entropy(self._answer(student), torch.stack(targets).mean(0))
+
+    def positive(
+        self, student: Tensor, teacher: Sequence[Tensor], teacher_temperature: float
+    ) -> Tensor:
+        """One more student view (B, K) that answers every one of the teacher's, for ablation."""
+        targets = [self.target(logits, teacher_temperature) for logits in teacher]
+        return _cross_entropy(self._answer(student), torch.stack(targets).mean(0))
 
     def target(self, logits: Tensor, temperature: float) -> Tensor:
         """Centered and sharpened teacher distribution, without gradient: (B, K) -> (B, K)."""
         return ((_full(logits.detach()) - self.center) / temperature).softmax(-1)
 
+    def mixed_target(self, logits: Sequence[Tensor], shares: Tensor, temperature: float) -> Tensor:
+        """Target of a blend: S of (B, K) and (B, S) -> (B, K)."""
+        if self.blend == "geometric":
+            mixed = weighted_sum([_full(part) for part in logits], shares)
+            return self.target(mixed, temperature)
+        return weighted_sum([self.target(part, temperature) for part in logits], shares)
+
     @torch.no_grad()
     def start_center(self, teacher: Sequence[Tensor]) -> None:
         """Put the center at the mean of these logits, as if it had always seen such batches."""
-        self.center.copy_(torch.cat(list(teacher)).float().mean(0))
+        self.center.copy_(self.mean_of(teacher))
 
     @torch.no_grad()
+    def mean_of(self, teacher: Sequence[Tensor]) -> Tensor:
+        """Mean of the teacher's logits over views and samples, (prototypes,)."""
+        return _full(torch.cat(list(teacher))).mean(0)
+
+    @torch.no_grad()
+    def move_center(self, mean: Tensor) -> None:
+        """Once a step, to the mean of the ordinary global views alone, over the whole batch:
+        blends would count their sources twice."""
+        self.center.mul_(self.center_momentum).add_(mean, alpha=1 - self.center_momentum)
+
     def update_center(self, teacher: Sequence[Tensor]) -> None:
-        """Once a step, from the ordinary global views alone: blends would count sources twice."""
-        batch = _full(torch.cat(list(teacher))).mean(0)
-        self.center.mul_(self.center_momentum).add_(batch, alpha=1 - self.center_momentum)
+        """`move_center` to where these logits are."""
+        self.move_center(self.mean_of(teacher))
 
     def _answer(self, logits: Tensor) -> Tensor:
         return (_full(logits) / self.student_temperature).log_softmax(-1)
@@ -101,9 +147,10 @@ def entropy(distribution: Tensor) -> Tensor:
     return surprise.sum(-1).mean()
 
 
-def _cross_entropy(log_answer: Tensor, target: Tensor) -> Tensor:
+def _cross_entropy(log_answer: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
     """Mean over the batch of -sum(target * log answer)."""
-    return -(target * log_answer).sum(-1).mean()
+    each = -(target * log_answer).sum(-1)
+    return (each if weights is None else weights * each).mean()
 
 
 def _full(logits: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
-"""Tables of patches, features and self-augmentations. h5py and zarr load on first use."""
+"""Tables of patches, features, latents and self-augmentations. h5py and zarr load on first use."""
 
 from __future__ import annotations
 
 from pathgen.stores.augmentations import Recipe, SelfAugmentationStore, recipe_columns
 from pathgen.stores.codec import decode_patch, encode_patch
 from pathgen.stores.features import FeatureStore
+from pathgen.stores.latents import LatentStore
 from pathgen.stores.patches import MEASURES, PatchRef, PatchSpec, PatchStore, SlideFacts
 from pathgen.stores.store import (
     FORMAT,
@@ -25,6 +26,7 @@ __all__ = [
     "MEASURES",
     "Column",
     "FeatureStore",
+    "LatentStore",
     "PatchRef",
     "PatchSpec",
     "PatchStore",

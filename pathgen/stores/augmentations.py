@@ -18,18 +18,38 @@ from pathgen.stores.store import Store, create_table
 from pathgen.stores.table import ALL, BYTES, Column, Rows, Table, TableWriter
 
 _NONE = np.empty(0, np.int64)
+#: Columns ``<role>_store`` and ``<role>_row``; the third only in a store of three-way mixtures.
+ROLES = ("primary", "secondary", "tertiary")
 
 
 class Recipe(NamedTuple):
     """`alpha` is the primary's share. A generative augmentation has alpha = 1, secondary = primary.
 
-    `seed` starts the noise of this one image.
+    `seed` starts the noise of this one image. A three-way mixture has a third source, and `beta`
+    is the secondary's share; the third has what is left. `noise_level`, 0 to 1000, says how much
+    noise the embedding is given first (`pathgen.models.genview.noised`).
     """
 
     primary: PatchRef
     secondary: PatchRef
     alpha: float
     seed: int
+    tertiary: PatchRef | None = None
+    beta: float | None = None
+    noise_level: float = 0.0
+
+    @property
+    def patches(self) -> tuple[PatchRef, ...]:
+        """The sources, the primary first."""
+        two = (self.primary, self.secondary)
+        return two if self.tertiary is None else (*two, self.tertiary)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Share of each of `patches`; they sum to 1."""
+        if self.tertiary is None or self.beta is None:
+            return self.alpha, 1 - self.alpha
+        return self.alpha, self.beta, 1 - self.alpha - self.beta
 
     @classmethod
     def generative(cls, patch: PatchRef, seed: int) -> Recipe:
@@ -43,7 +63,13 @@ class SelfAugmentationStore(Store):
     Columns: ``image`` (one PNG a row), ``primary_store`` and ``secondary_store`` int32 into
     attribute `sources`, ``primary_row`` and ``secondary_row`` int64, ``alpha`` float32, ``seed``
     int64, ``cosine`` float32 between the embedding asked for and the one the image has (nan
-    where that was not measured).
+    where that was not measured), ``attempts`` int16, how often it was drawn until it stayed; of
+    several, `seed` is that of the one that stayed, ``noise_level`` float32, how much noise its
+    embedding was given, 0 none. A store of three-way mixtures also has
+    ``tertiary_store``, ``tertiary_row`` and ``beta`` float32; a row of it that blends two or one
+    has the secondary there too, and beta = 1 - alpha.
+
+    A `PatchSource` as well, so that its images can be embedded like patches.
     """
 
     kind = "augmentations"
@@ -69,6 +95,7 @@ class SelfAugmentationStore(Store):
         *,
         sources: Sequence[str],
         facts: Mapping[str, Any],
+        mixed: int = 2,
     ) -> TableWriter:
         """A writer for ``append(image=[png], **recipe_columns(recipes, sources), cosine=(n,))``.
 
@@ -77,6 +104,7 @@ class SelfAugmentationStore(Store):
             size: side of an image in pixels.
             sources: ids of the patch stores that the recipes speak of.
             facts: encoder and LDM ids, guidance, steps, sampler: JSON-ready attributes.
+            mixed: most sources of one image, 2 or 3; `recipe_columns` is told the same.
         """
         attrs = {
             **facts,
@@ -94,8 +122,21 @@ class SelfAugmentationStore(Store):
             "alpha": Column("float32"),
             "seed": Column("int64"),
             "cosine": Column("float32"),
+            "attempts": Column("int16"),
+            "noise_level": Column("float32"),
         }
+        if mixed > 2:
+            columns |= {
+                "tertiary_store": Column("int32"),
+                "tertiary_row": Column("int64"),
+                "beta": Column("float32"),
+            }
         return create_table(path, columns, attrs)
+
+    @property
+    def name(self) -> str:
+        """The file's, without suffix: that of the patches they are drawn from, or a part of it."""
+        return self.path.stem
 
     def images(self, rows: Rows = ALL) -> NDArray[np.uint8]:
         """RGB, uint8 (n, size, size, 3), in the order of `rows`. Raises StoreError (PG-O11)."""
@@ -113,19 +154,48 @@ class SelfAugmentationStore(Store):
         """Likeness of the image's own embedding to its condition, (n,); nan = not measured."""
         return self.table.read("cosine", rows)
 
+    def attempts(self, rows: Rows = ALL) -> NDArray[np.int16]:
+        """How often each image was drawn, (n,), 1 or more; 1 in a store without that column."""
+        if "attempts" not in self.table.columns:
+            return np.ones(len(self.cosine(rows)), np.int16)
+        return self.table.read("attempts", rows)
+
+    def noise_levels(self, rows: Rows = ALL) -> NDArray[np.float32]:
+        """How much noise each embedding was given, (n,); 0 in a store without that column."""
+        if "noise_level" not in self.table.columns:
+            return np.zeros(len(self.cosine(rows)), np.float32)
+        return self.table.read("noise_level", rows)
+
+    @property
+    def mixed(self) -> int:
+        """Most sources that one image of this store may have: 2, or 3."""
+        return 3 if "tertiary_row" in self.table.columns else 2
+
+    def shares(self, rows: Rows = ALL) -> NDArray[np.float32]:
+        """Share of each source in each image, the primary first, float32 (n, `mixed`)."""
+        alpha = self.table.read("alpha", rows)
+        if self.mixed == 2:
+            return np.stack([alpha, 1 - alpha], 1)
+        beta = self.table.read("beta", rows)
+        return np.stack([alpha, beta, np.clip(1 - alpha - beta, 0, 1)], 1)
+
     def recipes(self, rows: Rows = ALL) -> list[Recipe]:
         """How each image was made, in the order of `rows`."""
-        names = ("primary_store", "primary_row", "secondary_store", "secondary_row")
-        parts = [self.table.read(name, rows).tolist() for name in (*names, "alpha", "seed")]
-        return [
-            Recipe(
-                PatchRef(self.sources[first], first_row),
-                PatchRef(self.sources[second], second_row),
-                alpha,
-                seed,
-            )
-            for first, first_row, second, second_row, alpha, seed in zip(*parts, strict=True)
-        ]
+        columns = [f"{role}_{of}" for role in ROLES[: self.mixed] for of in ("store", "row")]
+        names = ["alpha", "seed", *["beta"] * (self.mixed - 2), *columns]
+        parts = [self.table.read(name, rows).tolist() for name in names]
+        plain = [self._recipe(*values) for values in zip(*parts, strict=True)]
+        levels = self.noise_levels(rows).tolist()
+        return [r._replace(noise_level=level) for r, level in zip(plain, levels, strict=True)]
+
+    def _recipe(self, alpha: float, seed: int, *rest: Any) -> Recipe:
+        beta, places = (rest[0], rest[1:]) if self.mixed > 2 else (None, rest)
+        pairs = zip(places[::2], places[1::2], strict=True)
+        patches = [PatchRef(self.sources[store], row) for store, row in pairs]
+        primary, secondary, third = [*patches, patches[1]][:3]
+        if third == secondary:
+            return Recipe(primary, secondary, alpha, seed)
+        return Recipe(primary, secondary, alpha, seed, third, beta)
 
     def generative(self, patch: PatchRef) -> NDArray[np.int64]:
         """Rows that vary this real patch, rising; empty when none was made."""
@@ -166,19 +236,30 @@ class _RowsByPatch:
 
 
 def recipe_columns(
-    recipes: Sequence[Recipe], sources: Sequence[str]
+    recipes: Sequence[Recipe],
+    sources: Sequence[str],
+    attempts: Sequence[int] | None = None,
+    *,
+    mixed: int = 2,
 ) -> dict[str, NDArray[np.generic]]:
-    """The columns of `recipes` to append: primary_store, primary_row, ..., alpha, seed.
+    """The columns of `recipes` to append: primary_store, primary_row, ..., alpha, seed, attempts.
+
+    `mixed` is what the writer was made with; `attempts` how often each was drawn, None: once.
 
     Raises:
         KeyError: a recipe speaks of a store that is not in `sources`.
     """
     place = {source: i for i, source in enumerate(sources)}
-    return {
-        "primary_store": np.array([place[r.primary.store] for r in recipes], np.int32),
-        "primary_row": np.array([r.primary.row for r in recipes], np.int64),
-        "secondary_store": np.array([place[r.secondary.store] for r in recipes], np.int32),
-        "secondary_row": np.array([r.secondary.row for r in recipes], np.int64),
+    columns: dict[str, NDArray[np.generic]] = {
         "alpha": np.array([r.alpha for r in recipes], np.float32),
         "seed": np.array([r.seed for r in recipes], np.int64),
+        "attempts": np.array(attempts or [1] * len(recipes), np.int16),
+        "noise_level": np.array([r.noise_level for r in recipes], np.float32),
     }
+    for number, role in enumerate(ROLES[:mixed]):
+        patches = [(*r.patches, r.secondary)[number] for r in recipes]
+        columns[f"{role}_store"] = np.array([place[patch.store] for patch in patches], np.int32)
+        columns[f"{role}_row"] = np.array([patch.row for patch in patches], np.int64)
+    if mixed > 2:
+        columns["beta"] = np.array([r.shares[1] for r in recipes], np.float32)
+    return columns

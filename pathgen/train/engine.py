@@ -6,7 +6,7 @@ import math
 import random
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any, Literal, Self, TypeVar
@@ -15,13 +15,16 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import Tensor
+from torch import Tensor, nn
 
+from pathgen import parallel
 from pathgen.errors import ConfigError, RunError, Stopped
+from pathgen.models.recompute import recompute_activations
 from pathgen.runs import Run, RunConfig, Stateful
 
 Precision = Literal["fp32", "bf16", "fp16"]
 T = TypeVar("T")
+Net = TypeVar("Net", bound=nn.Module)
 
 
 class Engine:
@@ -32,6 +35,7 @@ class Engine:
         precision: what "auto" became.
         scaler: the loss scaler of fp16, else None.
         step: what `at_step` was last told.
+        is_compiled: whether `prepare` compiled anything.
 
     Raises:
         ConfigError: PG-C05, the device is unknown or absent, or lacks the precision.
@@ -39,23 +43,17 @@ class Engine:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        self.step = 0
+        self.step, self.is_compiled = 0, False
         self.device = find_device(config.device)
         self.precision = choose_precision(config.precision, self.device)
+        parallel.join()
         # Accelerate keeps one state a process and refuses a second precision; stages differ.
         AcceleratorState._reset_state(reset_partial_state=True)
         mixed = {"fp32": "no"}.get(self.precision, self.precision)
         self._accelerator = Accelerator(
             cpu=self.device.type == "cpu", mixed_precision=mixed, device_placement=False
         )
-        if self._accelerator.num_processes > 1:
-            raise RunError(
-                "this version trains in one process", code="PG-T06",
-                why=f"started as one of {self._accelerator.num_processes}",
-                hint="start it without torchrun or accelerate launch",
-            )  # fmt: skip
-        torch.backends.cudnn.benchmark = False
-        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = True  # of CUDA alone; there no two runs are equal anyway
         seed_everything(config.seed)
 
     @property
@@ -85,6 +83,81 @@ class Engine:
             raise not_finite(f"the loss is {value}", step, run)
         return value
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether asking for a number costs nothing: then each step is checked before it counts.
+
+        A GPU would have to stop and wait. There it remembers the first bad step, and is asked
+        before anything is logged or kept.
+        """
+        return self.device.type == "cpu"
+
+    def place(self, network: Net) -> Net:
+        """To the device, in place and before anything remembers its tensors. Convolutional
+        networks are laid out channels-last on CUDA, where that is faster."""
+        network = network.to(self.device)
+        if self.device.type == "cuda" and is_convolutional(network):
+            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return network
+
+    def prepare(self, networks: Sequence[nn.Module]) -> str | None:
+        """Compile networks as the settings say; why `auto` did not, if it wanted to.
+
+        Those that train come first to recompute their activations, where that is asked for.
+
+        Raises:
+            ConfigError: PG-C04, a network cannot recompute activations. RunError: PG-T09, this
+            machine cannot compile though it was asked to.
+        """
+        if self.config.recompute:
+            for network in networks:
+                if any(parameter.requires_grad for parameter in network.parameters()):
+                    recompute_activations(network)
+        if self.config.compile is False or (
+            self.config.compile == "auto" and self.device.type != "cuda"
+        ):
+            return None
+        problem = compile_problem(self.device)
+        if problem is None:
+            self.is_compiled = True
+            for part in (part for network in networks for part in _called(network)):
+                part.compile()
+        elif self.config.compile is True:
+            raise not_compiled(problem)
+        return problem
+
+
+def is_convolutional(network: nn.Module) -> bool:
+    """Whether it has convolutions whose windows overlap; a ViT's patch embedding has none."""
+    return any(
+        isinstance(module, nn.Conv2d) and module.kernel_size > module.stride
+        for module in network.modules()
+    )
+
+
+def _called(network: nn.Module) -> list[nn.Module]:
+    """What of a network is called as a module: of an autoencoder, its two halves."""
+    halves = [getattr(network, name, None) for name in ("encoder", "decoder")]
+    found = [half for half in halves if isinstance(half, nn.Module)]
+    return found if len(found) == 2 else [network]
+
+
+def compile_problem(device: torch.device) -> str | None:
+    """Why torch.compile does not work here: no compiler, no triton, an old GPU; None if it does."""
+    try:
+        torch.compile(lambda x: (2 * x + 1).relu())(torch.ones(8, device=device))
+    except Exception as error:  # whatever is missing, its own words say it best
+        return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return None
+
+
+def not_compiled(why: str) -> RunError:
+    """The PG-T09 error."""
+    return RunError(
+        "the network cannot be compiled", code="PG-T09", why=why,
+        hint="set run.compile=false, which is slower and gives the same",
+    )  # fmt: skip
+
 
 def not_finite(what: str, step: int, run: Run) -> RunError:
     """The PG-T03 error for `step`."""
@@ -98,7 +171,12 @@ def not_finite(what: str, step: int, run: Run) -> RunError:
 
 
 def find_device(name: str) -> torch.device:
-    """``auto``: CUDA, else MPS, else CPU. Raises ConfigError PG-C05 for one that is not there."""
+    """``auto``: CUDA, else MPS, else CPU. Raises ConfigError PG-C05 for one that is not there.
+
+    Of several processes each gets the GPU of its number on the machine.
+    """
+    if parallel.count() > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
+        name = f"cuda:{parallel.local_rank()}"
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -200,7 +278,14 @@ class StopRequest:
 
 
 def checkpoint(
-    run: Run, done: int, steps: int, stop: StopRequest, every: int, **parts: Stateful
+    run: Run,
+    done: int,
+    steps: int,
+    stop: StopRequest,
+    every: int,
+    *,
+    keep: int = 2,
+    **parts: Stateful,
 ) -> None:
     """After `done` of `steps` steps: save when it is time, and end the training when asked to.
 
@@ -208,7 +293,7 @@ def checkpoint(
     """
     stopping = stop.requested and done < steps
     if stopping or done == steps or done % every == 0:
-        run.save(done, **parts)
+        run.save(done, keep=keep, **parts)
     if stopping:
         raise Stopped(
             f"stopped after step {done} of {steps}", where=run.path, why=stop.reason,

@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pathgen.commit import lock
+from pathgen import parallel
 from pathgen.config import Config
-from pathgen.data.loading import FLIPS, Order, generator, image_loader
-from pathgen.data.patches import PatchDataset
+from pathgen.data.latents import Latents, latent_loader
+from pathgen.data.loading import image_loader
 from pathgen.data.sources import PatchSource
 from pathgen.errors import ConfigError, NoInputError, RunError
+from pathgen.models.alignment import Alignment
 from pathgen.models.autoencoder import Autoencoder
+from pathgen.models.encoder import Encoder
 from pathgen.models.ldm import EmbeddingConditionedLDM, LDMConfig
 from pathgen.models.weights import weights_id
+from pathgen.parallel import Share
 from pathgen.progress import Progress, Silent
 from pathgen.runs import Run, RunConfig, load_model
 from pathgen.stores.features import FeatureStore
-from pathgen.train.autoencoder import FlatOptimConfig, learning_rate, load_images
-from pathgen.train.engine import Engine, StopRequest, checkpoint
+from pathgen.train.autoencoder import FlatOptimConfig, learning_rate
+from pathgen.train.average import Average
+from pathgen.train.engine import Engine, seed_everything
+from pathgen.train.latents import prepare_latents
+from pathgen.train.loop import Objective, Stage, Terms, train
 from pathgen.train.optimize import Optimizer, total_steps
+from pathgen.train.sheets import Picture, to_pixels
 
-#: Images encoded at once when latents are made beforehand.
-ENCODED = 32
+#: Patches in the pictures of a training, and drawings of each.
+SHOWN, DRAWN = 4, 2
 
 
 class LDMTrainConfig(Config):
@@ -40,40 +48,26 @@ class LDMTrainConfig(Config):
     flips: bool = True
     """Mirror the target at random, both ways; its embedding stays that of the plain patch."""
     cache_gib: float = Field(default=4.0, ge=0)
-    """Latents are made once and kept in memory up to this size, else anew at every step."""
+    """Latents are held in memory up to this size, else read from their stores."""
+    align_weight: float = Field(default=0.0, ge=0)
+    """Of the alignment of hidden tokens to the encoder's patch tokens (REPA, arXiv 2410.06940);
+    0.5 is usual, 0 off. Each step then decodes its patches and passes them through the encoder."""
+    align_layer: int = Field(default=0, ge=0)
+    """Block of the DiT, or of the UNet's way up, from 1; 0: after a third, or the middle block."""
+    align_width: int = Field(default=2048, ge=1)
+    """Of the projector, which is not saved with the model."""
     run: RunConfig = Field(default_factory=RunConfig)
 
 
-class Average:
-    """Exponential moving average of a model's parameters, in float32; buffers are copied."""
+class DiffusionBatch(NamedTuple):
+    """What one step is about, on the device."""
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.values = {name: _average_of(t) for name, t in model.state_dict().items()}
-
-    @torch.no_grad()
-    def follow(self, model: nn.Module, step: int) -> None:
-        """After `step` (from 0): average <- d average + (1 - d) model, d = `decay_at(step)`."""
-        decay = self.decay_at(step)
-        for name, tensor in model.state_dict().items():
-            if tensor.is_floating_point():
-                self.values[name].lerp_(tensor.float(), 1 - decay)
-            else:
-                self.values[name].copy_(tensor)
-
-    def decay_at(self, step: int) -> float:
-        """The decay after `step`: rises from 0.1, so that the first weights are soon forgotten."""
-        return min(self.decay, (1 + step) / (10 + step))
-
-    def copy_to(self, model: nn.Module) -> None:
-        model.load_state_dict(self.values)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return self.values
-
-    def load_state_dict(self, state_dict: Mapping[str, Tensor], /) -> None:
-        for name, tensor in state_dict.items():
-            self.values[name].copy_(tensor)
+    latents: Tensor
+    """float32 (B, C, h, w)"""
+    embeddings: Tensor
+    """float32 (B, D), of the same patches, plain and unmirrored"""
+    tokens: Tensor | None = None
+    """(B, N, D) of the encoder, of the images that the latents are of; with alignment only"""
 
 
 def train_ldm(
@@ -83,18 +77,26 @@ def train_ldm(
     autoencoder: Autoencoder,
     run: Run,
     progress: Progress | None = None,
+    *,
+    latents: Path | None = None,
+    encoder: Encoder | None = None,
 ) -> EmbeddingConditionedLDM:
     """Train to the end, or on from where the run stopped; averaged weights, in eval mode.
 
     Row r of `features[i]` is the embedding of row r of `sources[i]`, plain and unmirrored. With
-    `flips` the target is one of its four mirror images; all four are encoded beforehand when
-    they fit `cache_gib`, as mirroring a latent is not the latent of a mirrored image. On the CPU
-    the weights after N steps do not depend on stops in between.
+    `flips` the target is one of its four mirror images, all of which are encoded once, as
+    mirroring a latent is not the latent of a mirrored image. On the CPU the weights after N steps
+    do not depend on stops in between.
 
     The id of the encoder that made the embeddings is kept in the model's config.
 
+    Args:
+        latents: folder of the latents, made or used again; by default ``latents/`` of the run.
+        encoder: who made the features; needed with `align_weight`.
+
     Raises:
-        NoInputError: no patches. ConfigError: the model's sizes do not fit features or latents.
+        NoInputError: no patches. ConfigError: the model's sizes do not fit features or latents,
+            or alignment lacks its encoder.
         RunError: PG-T04, features are of other patches or of several encoders, or checkpoints
             do not fit; PG-T03, the loss or a gradient is not finite.
         Stopped: asked to stop by a signal, after a checkpoint.
@@ -102,53 +104,184 @@ def train_ldm(
     if run.finished:
         return load_model(run.path, EmbeddingConditionedLDM)
     encoder_id = check_alignment(sources, features)
+    if config.align_weight:
+        check_encoder(encoder, encoder_id)
     known = {"encoder_id": encoder_id, "autoencoder_id": weights_id(autoencoder)}
     model_config = config.model.model_copy(update=known)
     check_sizes(model_config, autoencoder, features)
-    optim = config.optim
-    patches = PatchDataset(list(sources))
-    steps = total_steps(optim, len(patches))
-
     engine = Engine(config.run)
     autoencoder = autoencoder.to(engine.device).eval().requires_grad_(False)
-    embeddings = torch.from_numpy(np.concatenate([s.features() for s in features])).float()
-    model = EmbeddingConditionedLDM(model_config).to(engine.device)
-    average = Average(model, config.ema)
-    optimizer = Optimizer(
-        model, engine, weight_decay=optim.weight_decay, betas=optim.betas,
-        clip_norm=optim.clip_norm, clip="global",
-    )  # fmt: skip
-    parts: dict[str, Any] = {"model": model, "average": average, "optimizer": optimizer}
-
-    progress = progress or Silent()
-    with lock(run.path), StopRequest() as stop:
-        start = done = run.restore(**parts)
-        loader = latent_loader(config, sources, autoencoder, engine, start, steps, progress)
-        with progress.task(run.provenance.stage, steps, start) as task:
-            for step, (latents, rows) in enumerate(stop.batches(loader), start):
-                engine.at_step(step)
-                with engine.autocast():
-                    loss = model.loss(latents, embeddings[rows].to(engine.device))
-                value = engine.finite(loss, step, run)
-                optimizer.set(lr=learning_rate(optim, step, steps))
-                norm = optimizer.step(loss)
-                average.follow(model, step)
-
-                done = step + 1
-                if step % config.run.log_every == 0 or done == steps:
-                    run.log(
-                        step, loss=value, gradient_norm=norm,
-                        lr=learning_rate(optim, step, steps), ema=average.decay_at(step),
-                    )  # fmt: skip
-                task.advance(note=f"loss {value:.3f}")
-                checkpoint(run, done, steps, stop, config.run.save_every, **parts)
-        if done < steps:  # asked to stop while waiting for a batch
-            checkpoint(run, done, steps, stop, config.run.save_every, **parts)
-        average.copy_to(model)
+    with run.hold():
+        folder = latents or run.path / "latents"
+        kept = _latents(config, sources, autoencoder, folder, engine, progress)
+        seed_everything(config.run.seed)  # whether or not there were latents to be made
+        stage = _Diffusion(config, model_config, kept, features, autoencoder, engine)
+        if encoder is not None and config.align_weight:
+            stage.align(encoder, sources)
+        train(stage, run, progress)
+        model = stage.model
+        stage.average.copy_to(model)
         model.eval()
-        images_seen = steps * optim.batch_size
-        run.finish(model, run.loss_summary() | {"steps": steps, "images_seen": images_seen})
+        seen = {"steps": stage.steps, "images_seen": stage.steps * stage.batch_size}
+        run.finish(model, run.loss_summary() | seen)
     return model
+
+
+def _latents(
+    config: LDMTrainConfig,
+    sources: Sequence[PatchSource],
+    autoencoder: Autoencoder,
+    folder: Path,
+    engine: Engine,
+    progress: Progress | None,
+) -> Latents:
+    """All latents of the sources, made by one process where they are not there yet."""
+
+    def prepare() -> Any:
+        return prepare_latents(
+            autoencoder, sources, folder, mirrors=4 if config.flips else 1,
+            autocast=engine.autocast, precision=engine.precision, workers=config.run.workers,
+            progress=progress or Silent(),
+        )  # fmt: skip
+
+    if parallel.count() > 1:
+        parallel.first(lambda: len(prepare()))  # open files do not travel between processes
+    return Latents(prepare(), config.cache_gib)
+
+
+class _Diffusion(Stage[DiffusionBatch]):
+    """The diffusion model's loss and its averaged weights, for `train`."""
+
+    def __init__(
+        self,
+        config: LDMTrainConfig,
+        model_config: LDMConfig,
+        latents: Latents,
+        features: Sequence[FeatureStore],
+        autoencoder: Autoencoder,
+        engine: Engine,
+    ) -> None:
+        self.config, self.engine = config, engine
+        self.latents, self.autoencoder = latents, autoencoder
+        self.batch_size = config.optim.batch_size
+        self.steps = total_steps(config.optim, len(latents))
+        vectors = np.concatenate([store.features() for store in features])
+        self.embeddings = torch.from_numpy(vectors).float()
+        self.model = engine.place(EmbeddingConditionedLDM(model_config))
+        self.average = Average(self.model, config.ema)
+        self.alignment: Alignment | None = None
+        self.images: Iterator[Any] | None = None
+        self._optimize(self.model)
+
+    def _optimize(self, trained: nn.Module) -> None:
+        optim = self.config.optim
+        self.optimizer = Optimizer(
+            trained, self.engine, weight_decay=optim.weight_decay, betas=optim.betas,
+            clip_norm=optim.clip_norm, clip="global",
+        )  # fmt: skip
+        self.parts = {
+            "model": self.model, "average": self.average, "optimizer": self.optimizer
+        }  # fmt: skip
+
+    def align(self, encoder: Encoder, sources: Sequence[PatchSource]) -> None:
+        """Train a projector too, towards the tokens that `encoder` has for the patches."""
+        config, device = self.config, self.engine.device
+        self.encoder, self.sources = encoder.to(device).eval().requires_grad_(False), sources
+        self.alignment = Alignment(
+            self.model, encoder.dim, layer=config.align_layer, width=config.align_width
+        ).to(device)
+        self._optimize(nn.ModuleList([self.model, self.alignment]))
+        self.parts["alignment"] = self.alignment
+
+    @property
+    def objectives(self) -> Sequence[Objective[DiffusionBatch]]:
+        return [Objective(self.optimizer, self.terms)]
+
+    @property
+    def networks(self) -> Sequence[nn.Module]:
+        return [self.model.unet if self.model.config.kind == "unet" else self.model.dit]
+
+    def batches(self, start: int, share: Share) -> Iterator[DiffusionBatch]:
+        device, run = self.engine.device, self.config.run
+        loader = latent_loader(
+            self.latents, batch_size=self.batch_size, seed=run.seed, flips=self.config.flips,
+            start_step=start, steps=self.steps, workers=run.workers, rows=share.rows,
+        )  # fmt: skip
+        tokens = self._tokens(start, share)
+        for latents, indices in loader:
+            yield DiffusionBatch(
+                latents.to(device, non_blocking=True).float(),
+                self.embeddings[indices].to(device, non_blocking=True),
+                next(tokens),
+            )
+
+    def _tokens(self, start: int, share: Share) -> Iterator[Tensor | None]:
+        """The encoder's tokens of the very squares, mirrored alike, that the latents are of."""
+        if self.alignment is None:
+            while True:
+                yield None
+        run = self.config.run
+        loader = image_loader(
+            self.sources, self.encoder.config.image_size, batch_size=self.batch_size,
+            seed=run.seed, workers=run.workers, start_step=start, steps=self.steps,
+            flips=self.config.flips, rows=share.rows,
+        )  # fmt: skip
+        for images, _ in loader:
+            with torch.no_grad(), self.engine.autocast():
+                tokens = self.encoder.tokens(images.to(self.engine.device, non_blocking=True))
+            yield tokens.float()
+
+    def part(self, batch: DiffusionBatch, rows: slice) -> DiffusionBatch:
+        return DiffusionBatch(*(None if x is None else x[rows] for x in batch))  # type: ignore[arg-type]
+
+    def schedule(self, step: int) -> dict[str, float]:
+        lr = learning_rate(self.config.optim, step, self.steps)
+        self.optimizer.set(lr=lr)
+        return {"lr": lr, "ema": self.average.decay_at(step)}
+
+    def terms(self, batch: DiffusionBatch, step: int, share: Share) -> Terms:
+        chance = torch.Generator(self.engine.device)
+        chance.manual_seed((self.config.run.seed * 1_000_003 + step + 1) % 2**63)
+        # For all, so that it does not matter how the batch is shared out.
+        draws = self.model.draw(share.total, chance).rows(share.rows)
+        loss = self.model.loss(batch.latents, batch.embeddings, draws)
+        if self.alignment is None or batch.tokens is None:
+            return {"loss": loss}
+        aligned = self.alignment.loss(batch.tokens)
+        total = loss + self.config.align_weight * aligned
+        return {"loss": total, "loss_diffusion": loss, "loss_align": aligned}
+
+    def after(self, step: int) -> None:
+        self.average.follow(step)
+
+    @torch.no_grad()
+    def pictures(
+        self, batch: DiffusionBatch, step: int
+    ) -> Mapping[str, Sequence[Sequence[Picture]]]:
+        """The same patches and the same noise every time: as the latent has them, and drawn."""
+        rows = np.linspace(0, len(self.latents) - 1, min(SHOWN, len(self.latents))).astype(np.int64)
+        device, count = self.engine.device, len(rows)
+        latents = [self.latents.batch(rows).to(device).float()]
+        given, steps = self.embeddings[rows], min(10, self.model.config.train_steps)
+        was_training = self.model.training
+        with self.average.shown():
+            self.model.eval()
+            latents += [
+                self.model.sample(
+                    given, steps=steps, sampler="dpm", precision=self.engine.precision,
+                    seeds=range(first * count, (first + 1) * count),
+                )
+                for first in range(DRAWN)
+            ]  # fmt: skip
+            self.model.train(was_training)
+        columns = [to_pixels(self.autoencoder.decode(each)) for each in latents]
+        captions = ["patch", *(f"drawn {number}" for number in range(1, DRAWN + 1))]
+        return {
+            "drawn": [
+                [Picture(name, column[i]) for name, column in zip(captions, columns, strict=True)]
+                for i in range(count)
+            ]
+        }
 
 
 def check_alignment(sources: Sequence[PatchSource], features: Sequence[FeatureStore]) -> str:
@@ -186,6 +319,21 @@ def one_encoder(features: Sequence[FeatureStore]) -> str:
     return ids[0]
 
 
+def check_encoder(encoder: Encoder | None, made_features: str) -> None:
+    """Raise unless `encoder` is there and is the one whose id is `made_features`."""
+    if encoder is None:
+        raise ConfigError(
+            "alignment needs the encoder", where="ldm.align_weight",
+            hint="give the encoder that made the features, or set ldm.align_weight=0",
+        )  # fmt: skip
+    if encoder.id != made_features:
+        raise RunError(
+            "features are not those of the encoder", where="features",
+            why=f"made by {made_features}, the encoder is {encoder.id}",
+            hint="extract features with this encoder",
+        )  # fmt: skip
+
+
 def check_sizes(
     config: LDMConfig, autoencoder: Autoencoder, features: Sequence[FeatureStore]
 ) -> None:
@@ -202,83 +350,3 @@ def check_sizes(
                 "diffusion model does not fit", where=f"ldm.model.{name}",
                 why=f"it is {have}, but {whose} {need}", hint=f"set ldm.model.{name}={need}",
             )  # fmt: skip
-
-
-def latent_loader(
-    config: LDMTrainConfig,
-    sources: Sequence[PatchSource],
-    autoencoder: Autoencoder,
-    engine: Engine,
-    start: int,
-    steps: int,
-    progress: Progress,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of latents (B, C, h, w) on the device and patch numbers (B,), from step `start` on.
-
-    Which patches and mirrorings a step has depends on (seed, step) only, and is the same whether
-    or not latents are kept in memory.
-    """
-    patches = PatchDataset(list(sources))
-    size, batch_size = autoencoder.config.image_size, config.optim.batch_size
-    mirrors = 4 if config.flips else 1
-    need = len(patches) * mirrors * int(np.prod(autoencoder.latent_shape)) * 2  # float16
-    if need <= config.cache_gib * 2**30:
-        cache = encode_all(patches, autoencoder, engine, mirrors, progress)
-        order = Order(len(patches), batch_size, config.run.seed)
-        for step in range(start, steps):
-            rows = torch.from_numpy(order(step).copy())
-            mirror = torch.zeros_like(rows)
-            if config.flips:
-                mirror = drawn_mirrors(config.run.seed, step, batch_size)
-            yield cache[mirror, rows].to(engine.device).float(), rows
-        return
-    loader = image_loader(
-        sources, size, batch_size=batch_size, seed=config.run.seed, workers=config.run.workers,
-        start_step=start, steps=steps, flips=config.flips,
-    )  # fmt: skip
-    for images, rows in loader:
-        with torch.no_grad(), engine.autocast():
-            latents = autoencoder.encode(images.to(engine.device, non_blocking=True))
-        yield latents.float(), rows
-
-
-@torch.no_grad()
-def encode_all(
-    patches: PatchDataset,
-    autoencoder: Autoencoder,
-    engine: Engine,
-    mirrors: int,
-    progress: Progress,
-) -> Tensor:
-    """Latents of all patches, float16 (mirrors, n, C, h, w) in main memory.
-
-    Encoded in a fixed order and in batches of a fixed size: equal bits after every resume.
-    """
-    count, size = len(patches), autoencoder.config.image_size
-    cache = torch.empty((mirrors, count, *autoencoder.latent_shape), dtype=torch.float16)
-    with progress.task("latents", count) as task:
-        for first in range(0, count, ENCODED):
-            rows = list(range(first, min(first + ENCODED, count)))
-            images = load_images(patches, rows, size).to(engine.device)
-            for mirror in range(mirrors):
-                with engine.autocast():
-                    latents = autoencoder.encode(mirrored(images, mirror))
-                cache[mirror, first : first + len(rows)] = latents.half().cpu()
-            task.advance(len(rows))
-    return cache
-
-
-def mirrored(images: Tensor, mirror: int) -> Tensor:
-    """(..., H, W) as it is (0), left-right (1), upside down (2) or both (3)."""
-    axes = [axis for bit, axis in ((1, -1), (2, -2)) if mirror & bit]
-    return images.flip(axes) if axes else images
-
-
-def drawn_mirrors(seed: int, step: int, count: int) -> Tensor:
-    """How `image_loader` mirrors the images of a step, as numbers for `mirrored`: (count,)."""
-    flags = generator(seed, FLIPS, step).random((count, 2)) < 0.5
-    return torch.from_numpy(flags @ np.array([1, 2]))
-
-
-def _average_of(tensor: Tensor) -> Any:
-    return tensor.detach().float().clone() if tensor.is_floating_point() else tensor.clone()

@@ -85,11 +85,13 @@ def parameter_groups(model: nn.Module, weight_decay: float = 0.0) -> list[dict[s
 
 
 class Optimizer:
-    """AdamW with loss scaling, clipping and a check for numbers that are none.
+    """AdamW or SGD with loss scaling, clipping and a check for numbers that are none.
 
     Args:
+        model: what is trained.
         clip_norm: largest gradient norm; 0: no clipping.
         clip: of each parameter tensor on its own, as DINO does, or of all together ("global").
+        rule: AdamW, or SGD with `momentum` in place of `betas`.
     """
 
     def __init__(
@@ -102,10 +104,17 @@ class Optimizer:
         betas: tuple[float, float] = (0.9, 0.999),
         clip_norm: float = 0.0,
         clip: Literal["parameter", "global"] = "parameter",
+        rule: Literal["adamw", "sgd"] = "adamw",
+        momentum: float = 0.9,
     ) -> None:
         groups = parameter_groups(model, weight_decay)
-        self.adamw = torch.optim.AdamW(groups, lr=lr, betas=betas, weight_decay=0.0)
-        self.engine = engine
+        fused = engine.device.type == "cuda"
+        self.adamw: torch.optim.Optimizer = (
+            torch.optim.AdamW(groups, lr=lr, betas=betas, weight_decay=0.0, fused=fused)
+            if rule == "adamw"
+            else torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=0.0, fused=fused)
+        )
+        self.model, self.engine = model, engine
         self.clip_norm, self.clip = clip_norm, clip
 
     def set(self, *, lr: float, weight_decay: float | None = None) -> None:
@@ -115,38 +124,10 @@ class Optimizer:
         if weight_decay is not None:
             self.adamw.param_groups[0]["weight_decay"] = weight_decay
 
-    def step(self, loss: Tensor, *, frozen: Iterable[nn.Parameter] = ()) -> float:
-        """Backward, unscale, check, clip, step, zero; the gradient's norm before clipping.
-
-        `frozen` parameters stay as they are. Raises RunError PG-T03 when a gradient is not
-        finite, before any weight changes; under fp16 such a step is left out instead and the
-        loss scale lowered.
-        """
-        self.engine.backward(loss)
-        scaler = self.engine.scaler
-        if scaler is not None:
-            scaler.unscale_(self.adamw)
-        norms = self._clip()
-        norm = float(norms.square().sum().sqrt()) if len(norms) else 0.0
-        if scaler is None and not math.isfinite(norm):
-            self.adamw.zero_grad(set_to_none=True)
-            raise RunError(
-                f"a gradient is not finite at step {self.engine.step}", code="PG-T03",
-                why="NaN or infinity in backward; the weights were not changed",
-                hint="lower the learning rate or use precision fp32, with another --out",
-            )  # fmt: skip
-        for parameter in frozen:
-            parameter.grad = None
-        if scaler is not None:
-            scaler.step(self.adamw)
-            scaler.update()
-        else:
-            self.adamw.step()
-        self.adamw.zero_grad(set_to_none=True)
-        return norm
-
-    def _clip(self) -> Tensor:
-        """Clip in place; the norm of each gradient as it was, (tensors,)."""
+    def measure(self) -> Tensor:
+        """Unscale and clip the gradients in place; their norm before, a scalar on the device."""
+        if self.engine.scaler is not None:
+            self.engine.scaler.unscale_(self.adamw)
         gradients = [
             p.grad
             for group in self.adamw.param_groups
@@ -154,13 +135,49 @@ class Optimizer:
             if p.grad is not None
         ]
         if not gradients:
-            return torch.zeros(0)
+            return torch.zeros((), device=self.engine.device)
         norms = torch.stack(torch._foreach_norm(gradients))
         if self.clip_norm > 0:
             measured = norms if self.clip == "parameter" else norms.norm().expand_as(norms)
             shrink = (self.clip_norm / (measured + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_(gradients, list(shrink.unbind()))
-        return norms
+        return norms.square().sum().sqrt()
+
+    def update(self, frozen: Iterable[nn.Parameter] = ()) -> None:
+        """Change the weights, except `frozen` ones, and forget the gradients.
+
+        Under fp16 a step whose gradients are not finite is left out and the loss scale lowered.
+        """
+        for parameter in frozen:
+            parameter.grad = None
+        scaler = self.engine.scaler
+        if scaler is not None:
+            scaler.step(self.adamw)
+            scaler.update()
+        else:
+            self.adamw.step()
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the gradients."""
+        self.adamw.zero_grad(set_to_none=True)
+
+    def step(self, loss: Tensor, *, frozen: Iterable[nn.Parameter] = ()) -> float:
+        """Backward, `measure`, check, `update`: a whole step by hand; the gradient's norm.
+
+        Raises RunError PG-T03 when a gradient is not finite, before any weight changes.
+        """
+        self.engine.backward(loss)
+        norm = float(self.measure())
+        if self.engine.scaler is None and not math.isfinite(norm):
+            self.forget()
+            raise RunError(
+                f"a gradient is not finite at step {self.engine.step}", code="PG-T03",
+                why="NaN or infinity in backward; the weights were not changed",
+                hint="lower the learning rate or use precision fp32, with another --out",
+            )  # fmt: skip
+        self.update(frozen)
+        return norm
 
     def state_dict(self) -> dict[str, Any]:
         scaler = self.engine.scaler
@@ -170,6 +187,14 @@ class Optimizer:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any], /) -> None:
-        self.adamw.load_state_dict(state_dict["adamw"])
+        # Where the moments belong is for this device to say, not for the checkpoint's.
+        fused = self.adamw.param_groups[0]["fused"]
+        state = dict(state_dict["adamw"])
+        state["param_groups"] = [group | {"fused": fused} for group in state["param_groups"]]
+        self.adamw.load_state_dict(state)
+        for parameter, moments in self.adamw.state.items():
+            for name, value in moments.items():  # fused kernels take equal strides for granted
+                if value.shape == parameter.shape and value.stride() != parameter.stride():
+                    moments[name] = torch.empty_like(parameter).copy_(value)
         if self.engine.scaler is not None and state_dict["scaler"]:
             self.engine.scaler.load_state_dict(state_dict["scaler"])
