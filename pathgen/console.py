@@ -62,7 +62,9 @@ def guarded(command: Command) -> Command:
             show_error(error, as_json=as_json)
             raise SystemExit(error.exit_code) from None
         except KeyboardInterrupt:
-            goes_on = {"resume", "overwrite"} & options.keys() and not options.get("plan")
+            goes_on = {"resume", "overwrite"} & options.keys() and not (
+                options.get("plan") or options.get("dry_run")
+            )
             then = f" Resume with: {command_line(resuming=True)}" if goes_on else ""
             print(f"\nStopped.{then}", file=sys.stderr)
             raise SystemExit(INTERRUPTED) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -97,12 +98,13 @@ def extract_features(
     facts = encoder_facts(encoder)
     outputs = [_Output(source, out, facts, config) for source in sources]
     _distinct(outputs)
-    # What is finished is only read, which several processes may do at a time.
-    if overwrite or not all(output.is_done() for output in outputs):
-        commit.writable_folder(out)
-        with commit.lock(out):
+    with ExitStack() as stack:
+        # What is finished is only read, which several processes may do at a time.
+        if overwrite or not all(output.is_done() for output in outputs):
+            commit.writable_folder(out)
+            stack.enter_context(commit.lock(out))
             commit.sweep(out)
-            _extract(encoder, outputs, config, overwrite, progress)
+        _extract(encoder, outputs, config, overwrite, progress)
     return [output.path for output in outputs]
 
 

@@ -6,8 +6,8 @@ matrix products, convolutions and attention only). Backward is taken as 2 F, as 
 input's gradient is wanted. For one image
 
     dino         3 (2 F_global + n F_local) + 2 F_global, heads included
-    gen-dino     the same, and 3 F_global for the student's view of the blend, and F_global for
-                 each teacher view of its other source
+    gen-dino     the same, 3 F_global for the student's view of the blend, and F_global for each
+                 teacher view of its other sources
     autoencoder  3 F; a perceptual loss adds 3 F_encoder, a discriminator 9 F of its own
     ldm          3 F; and once for each patch its embedding and its latents, all mirror images
     augment      F x steps x (2 with guidance) + F_decoder + F_encoder, without redrawn images
@@ -35,6 +35,7 @@ from pathgen.models.discriminator import PatchDiscriminator
 from pathgen.models.encoder import Encoder, EncoderConfig
 from pathgen.models.ldm import EmbeddingConditionedLDM, LDMConfig
 from pathgen.pretraining import PretrainConfig
+from pathgen.runs import RunConfig
 from pathgen.train.dino import DinoConfig, check_views
 from pathgen.train.optimize import total_steps
 
@@ -65,12 +66,15 @@ class StagePlan:
 def plan_pretrain(config: PretrainConfig, images: int, stages: Sequence[str]) -> list[StagePlan]:
     """One `StagePlan` for each of `stages` when training on `images` patches."""
     makers: dict[str, Callable[[], StagePlan]] = {
-        "dino": lambda: _dino("dino", config.dino, images, blend=False),
+        "dino": lambda: _dino("dino", config.dino, images, sources=1),
         "autoencoder": lambda: _autoencoder(config, images),
         "ldm": lambda: _ldm(config, images),
         "augment": lambda: _augment(config, images),
         "gen-dino": lambda: _dino(
-            "gen-dino", config.gen_dino, images, blend=config.augment.interpolated > 0
+            "gen-dino",
+            config.gen_dino,
+            images,
+            sources=config.augment.interpolated_sources if config.augment.interpolated else 1,
         ),
     }
     return [makers[stage]() for stage in stages]
@@ -86,17 +90,20 @@ class _Cost:
     fixed_bytes: int = 0
 
 
-def _dino(stage: str, config: DinoConfig, images: int, *, blend: bool) -> StagePlan:
+def _dino(stage: str, config: DinoConfig, images: int, *, sources: int) -> StagePlan:
+    """`sources` of a blend; 1 without blends."""
     views = config.views
     check_views(views, _backbone(config.encoder.model_dump_json()))
     large, small = (
         _view_cost(config.encoder.model_dump_json(), config.head.model_dump_json(), side)
         for side in (views.global_size, views.local_size)
     )
-    # Gen-DINO: one student view (the blend), and teacher views of the blend's other source.
-    blend = blend and views.blend != "off"
-    student_globals = 3 if blend else 2
-    teacher_globals = 2 + (0 if not blend else 2 if views.dis_pairs == "all" else 1)
+    positive = config.blend_as == "positive"
+    blends = sources > 1 and views.blend != "off" and (positive or config.disentangle_weight > 0)
+    # One student view of the blend; teacher views of its other sources make the target.
+    student_globals, teacher_globals = (3, 2) if blends else (2, 2)
+    if blends and not positive:
+        teacher_globals += (sources - 1) * (2 if views.dis_pairs == "all" else 1)
     student = student_globals * large.flops + views.local_crops * small.flops
     per_image = 3 * student + teacher_globals * large.flops
     steps, batch = total_steps(config.optim, images), config.optim.batch_size
@@ -105,7 +112,7 @@ def _dino(stage: str, config: DinoConfig, images: int, *, blend: bool) -> StageP
     fixed = large.fixed_bytes + (small.fixed_bytes if views.local_crops else 0)
     # student: weights, gradients, two moments; teacher: weights
     return StagePlan(stage, steps, batch, large.weights, per_image * batch * steps,
-                     large.weights * 4 * 5 + fixed + saved * _held(batch, config))  # fmt: skip
+                     large.weights * 4 * 5 + fixed + saved * _held(batch, config.run))  # fmt: skip
 
 
 def _autoencoder(config: PretrainConfig, images: int) -> StagePlan:
@@ -126,7 +133,7 @@ def _autoencoder(config: PretrainConfig, images: int) -> StagePlan:
     saved = inward.saved_bytes + outward.saved_bytes
     fixed = inward.fixed_bytes + outward.fixed_bytes
     return StagePlan("autoencoder", steps, batch, weights, flops,
-                     weights * 4 * 4 + fixed + saved * _held(batch, settings))  # fmt: skip
+                     weights * 4 * 4 + fixed + saved * _held(batch, settings.run))  # fmt: skip
 
 
 def _ldm(config: PretrainConfig, images: int) -> StagePlan:
@@ -140,7 +147,7 @@ def _ldm(config: PretrainConfig, images: int) -> StagePlan:
     return StagePlan("ldm", steps, batch, cost.weights,
                      3 * cost.flops * batch * steps + once * images,
                      cost.weights * 4 * 5 + cost.fixed_bytes
-                     + cost.saved_bytes * _held(batch, settings))  # fmt: skip
+                     + cost.saved_bytes * _held(batch, settings.run))  # fmt: skip
 
 
 def _augment(config: PretrainConfig, images: int) -> StagePlan:
@@ -157,9 +164,19 @@ def _augment(config: PretrainConfig, images: int) -> StagePlan:
                      each * pictures, cost.weights * 4)  # fmt: skip
 
 
-def _held(batch: int, stage: Any) -> int:
+def extraction_flops(encoder: EncoderConfig) -> float:
+    """Of one patch through a backbone."""
+    return _encoder_cost(encoder.model_dump_json()).flops
+
+
+def denoising_flops(ldm: LDMConfig) -> float:
+    """Of one latent through a denoiser once."""
+    return _denoiser_cost(ldm.model_dump_json()).flops
+
+
+def _held(batch: int, run: RunConfig) -> int:
     """Images whose activations are there at once."""
-    return -(-batch // stage.run.accumulate)
+    return -(-batch // run.accumulate)
 
 
 # --- networks on the meta device; by their settings as JSON, so that none is counted twice -------

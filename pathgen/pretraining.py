@@ -291,8 +291,9 @@ class Flow:
         if not run.finished:
             features = self._features(encoder)
             train_ldm(
-                self.config.ldm, self.sources, features, autoencoder, run, progress=self.progress
-            )
+                self.config.ldm, self.sources, features, autoencoder, run,
+                progress=self.progress, encoder=encoder,
+            )  # fmt: skip
 
     def augment(self) -> None:
         from pathgen.augment import augment

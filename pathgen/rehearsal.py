@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pathgen.config import merge
 from pathgen.data.sources import Images, PatchSource, Rows, open_sources
-from pathgen.errors import NoInputError
+from pathgen.errors import NoInputError, Stopped
 from pathgen.plan import StagePlan, plan_pretrain
 from pathgen.pretraining import STAGES, Flow, PretrainConfig, check_stages, resolve
 from pathgen.progress import Progress, Silent
@@ -69,12 +69,14 @@ def rehearse(
     watch = _Watch(progress or Silent())
     last = max(STAGES.index(stage) for stage in wanted) if wanted else -1
     with TemporaryDirectory(prefix="pathgen-dry-run-") as folder:
-        few = _Few(sources, max(BATCH, config.augment.interpolated_sources))
-        flow = _Rehearsal(Path(folder), two_steps(config), [few], True, watch)
-        for stage in STAGES[: last + 1]:
-            if stage not in config.given:
-                watch.say(f"{stage}: {STEPS} steps of {BATCH} images")
-                flow.do(stage)
+        flow = _Rehearsal(Path(folder), two_steps(config), sources, True, watch)
+        try:
+            for stage in STAGES[: last + 1]:
+                if stage not in config.given:
+                    watch.say(f"{stage}: {STEPS} steps of {BATCH} images")
+                    flow.do(stage)
+        except Stopped:  # by a signal; there is nothing to go on from
+            raise KeyboardInterrupt from None
     # A batch is drawn as a whole.
     return [
         Rehearsed(plan, watch.seconds[plan.stage] / (STEPS if plan.stage == "augment" else 1))
@@ -89,7 +91,7 @@ def two_steps(config: PretrainConfig) -> PretrainConfig:
     dino = {"optim": optim, "run": run, "freeze_last_layer_epochs": 0}
     changes: Mapping[str, Any] = {
         "dino": dino,
-        "gen_dino": dino,
+        "gen_dino": {**dino, "views": {"neighbor_share": 0.0}},  # of a few, none touch
         "autoencoder": {"optim": optim, "run": run, "discriminator_start": 0},
         "ldm": {"optim": optim, "run": run},
         "features": {"batch_size": BATCH, "workers": 0},
@@ -112,8 +114,20 @@ class _Unsaved(Run):
 
 
 class _Rehearsal(Flow):
+    """DINO sees all patches; the stages that embed, encode or draw every patch see a few."""
+
     runs = _Unsaved
     sheet = False
+
+    def do(self, stage: str) -> None:
+        everything, few = self.sources, max(BATCH, self.config.augment.interpolated_sources)
+        # Synthetic images from elsewhere are of patches anywhere among all.
+        if stage != "dino" and not self.config.from_augment:
+            self.sources = [_Few(everything, few)]
+        try:
+            super().do(stage)
+        finally:
+            self.sources = everything
 
 
 class _Few:

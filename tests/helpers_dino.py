@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pathgen.data.views import Blend, ViewConfig, Views
 from pathgen.models.dino import DinoHeadConfig
@@ -94,3 +95,22 @@ def reference_schedule(base: float, final: float, warmup: int, total: int) -> np
     rise = np.linspace(0.0, base, warmup)
     turn = np.arange(total - warmup) / max(total - warmup, 1)
     return np.concatenate([rise, final + (base - final) * (1 + np.cos(np.pi * turn)) / 2])
+
+
+def flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Every leaf of a nested state."""
+    if isinstance(value, dict):
+        return {k: v for key, x in value.items() for k, v in flat(x, f"{name}/{key}").items()}
+    if isinstance(value, list | tuple):
+        return {k: v for i, x in enumerate(value) for k, v in flat(x, f"{name}/{i}").items()}
+    return {name: value}
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal to the bit, every tensor and number."""
+    one, other = flat(a), flat(b)
+    if one.keys() != other.keys():
+        return False
+    return all(
+        torch.equal(x, other[k]) if isinstance(x, Tensor) else x == other[k] for k, x in one.items()
+    )

@@ -20,10 +20,12 @@ from helpers_dino import tiny
 from pathgen import parallel
 from pathgen.errors import PathgenError
 from pathgen.models.autoencoder import Autoencoder, AutoencoderConfig
+from pathgen.models.encoder import Encoder, EncoderConfig
 from pathgen.provenance import Provenance
 from pathgen.runs import Run, RunConfig
 from pathgen.stores import PatchRef, PatchStore, Recipe, SelfAugmentationStore
 from pathgen.stores.features import FeatureStore
+from pathgen.train.autoencoder import AutoencoderTrainConfig, train_autoencoder
 from pathgen.train.dino import DinoConfig, train_dino
 from pathgen.train.ldm import LDMTrainConfig, train_ldm
 from pathgen.train.optimize import OptimConfig
@@ -57,10 +59,10 @@ def running(**more: Any) -> RunConfig:
     )
 
 
-def dino_config(steps: int = STEPS, **more: Any) -> DinoConfig:
+def dino_config(batch_size: int = BATCH, **more: Any) -> DinoConfig:
     """With stochastic depth, blends of some, a center from the first batch, a frozen layer."""
     return tiny(
-        optim=OptimConfig(steps=steps, batch_size=BATCH, lr=0.02, warmup_steps=1),
+        optim=OptimConfig(steps=STEPS, batch_size=batch_size, lr=0.02, warmup_steps=1),
         center_start="first_batch", freeze_last_layer_epochs=2, run=running(**more),
     )  # fmt: skip
 
@@ -106,6 +108,25 @@ def ldm(folder: Path, name: str, config: LDMTrainConfig) -> Run:
     return run
 
 
+def autoencoder(folder: Path, name: str) -> Run:
+    """Noise in the latents, the perceptual term, a critic from step 1 on, held-out patches."""
+    torch.manual_seed(0)
+    kwargs = {"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    judge = Encoder(EncoderConfig(image_size=16, kwargs=kwargs))
+    config = AutoencoderTrainConfig.model_validate(
+        {
+            "model": {"image_size": 16, "block_out_channels": (8, 8), "norm_groups": 4},
+            "optim": {"steps": STEPS, "batch_size": BATCH, "lr": 3e-3, "warmup_steps": 1},
+            "perceptual_weight": 0.5, "discriminator_weight": 0.5, "discriminator_start": 1,
+            "discriminator_width": 8, "discriminator_layers": 1, "held_out": 2,
+            "run": running(),
+        }
+    )  # fmt: skip
+    run = Run.start(folder / name, "autoencoder", config, {})
+    train_autoencoder(config, [PatchStore.open(folder / "patches.h5")], run, encoder=judge)
+    return run
+
+
 def poisoned(folder: Path) -> None:
     """One process gets a patch that is no number."""
     from pathgen.train import dino as module
@@ -128,12 +149,11 @@ def poisoned(folder: Path) -> None:
 WORK: dict[str, Any] = {
     "dino": lambda folder: dino(folder, "dino", dino_config()),
     "ldm": lambda folder: ldm(folder, "ldm", ldm_config()),
+    "autoencoder": lambda folder: autoencoder(folder, "autoencoder"),
     "stopped": lambda folder: dino(folder, "stopped", dino_config()),
     "shrunk": lambda folder: dino(folder, "shrunk", dino_config()),
     "poisoned": poisoned,
-    "odd": lambda folder: dino(
-        folder, "odd", tiny(optim=OptimConfig(steps=2, batch_size=7), run=running())
-    ),
+    "odd": lambda folder: dino(folder, "odd", dino_config(batch_size=7)),
 }
 
 

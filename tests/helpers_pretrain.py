@@ -24,7 +24,8 @@ MINUTE = (
     "ldm.model.latent_size=8", "ldm.model.embedding_dim=32", "ldm.model.context_dim=32",
     "ldm.model.block_out_channels=[32,32]", "ldm.model.heads=2", f"ldm.optim.steps={STEPS}",
     "ldm.optim.batch_size=4", "ldm.run.log_every=1", "ldm.run.save_every=2",
-    "augment.steps=2", "augment.max_sources=6", "augment.batch_size=4", "features.batch_size=8",
+    "augment.steps=2", "augment.max_sources=6", "augment.batch_size=4", "augment.check.pairs=1",
+    "features.batch_size=8",
 )  # fmt: skip
 
 

@@ -99,7 +99,8 @@ def test_a_limit_by_quantile_is_that_of_random_pairs() -> None:
 
 def filtered(parts: Parts, out: Path, **settings: object) -> AugmentConfig:
     config = CONFIG.model_copy(update={"filter": FilterConfig(**settings)})  # type: ignore[arg-type]
-    parts.augment(out, config, sources=parts.sources)
+    needed = parts.sources if config.filter.of == "reconstructions" else None
+    parts.augment(out, config, sources=needed)
     return config
 
 

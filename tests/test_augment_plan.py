@@ -92,6 +92,7 @@ def test_plan_needs_patches() -> None:
         {"format": "jpeg"},
         {"filter": {"min_cosine": 0.5, "min_quantile": 0.5}},
         {"filter": {"min_cosine": 1.5}},
+        {"guidance_interval": (0.7, 0.2)},
     ],
 )
 def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pathgen.models.interpolation import entangle, mixture, slerp
+from pathgen.augment import Conditions
+from pathgen.models.interpolation import mixture, slerp
 from pathgen.models.losses import DinoLoss
+from pathgen.stores import PatchRef, Recipe
 
 
 def logits(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -60,13 +65,6 @@ def test_slerp_of_equal_and_opposite_embeddings_stays_on_the_sphere(alpha: float
     torch.testing.assert_close((opposite * unit).sum(-1), expected, atol=1e-5, rtol=0)
 
 
-def test_slerp_and_target_agree_on_which_end_is_which() -> None:
-    a, b = logits(2, 40, seed=1), logits(2, 40, seed=2)
-    ones = torch.ones(2)
-    assert torch.equal(slerp(a, b, ones), F.normalize(a, dim=-1))
-    assert torch.equal(entangle(a, b, ones), a)
-
-
 def test_mixture_of_two_is_slerp_to_the_bit() -> None:
     a, b, alpha = logits(6, 40, seed=1), logits(6, 40, seed=2), torch.linspace(0, 1, 6)
     shares = torch.stack([alpha, 1 - alpha], 1)
@@ -87,32 +85,6 @@ def test_mixture_of_three_lies_among_them_and_ends_at_each() -> None:
 
 
 # --- disentanglement ----------------------------------------------------------------------
-
-
-def test_at_both_ends_of_alpha_disentangling_is_plain_cross_entropy() -> None:
-    loss = DinoLoss(40)
-    loss.center.copy_(logits(40, seed=1))
-    student, primary, secondary = (logits(3, 40, seed=i) for i in (2, 3, 4))
-    for alpha, source in ((1.0, primary), (0.0, secondary)):
-        found = loss.disentangle(student, primary, secondary, torch.full((3,), alpha), 0.04)
-        target = ((source - loss.center) / 0.04).softmax(-1)
-        expected = -(target * F.log_softmax(student / 0.1, -1)).sum(-1).mean()
-        assert torch.equal(found, expected)
-        # ... and it is what DINO's own loss says of that pair of views.
-        nothing = torch.zeros_like(student)
-        pair = loss([nothing, student], [source], 0.04)
-        torch.testing.assert_close(found, pair)
-
-
-def test_mixing_logits_before_centering_is_the_normalized_geometric_mean() -> None:
-    loss = DinoLoss(40).double()
-    loss.center.copy_(logits(40, seed=1, dtype=torch.float64))
-    a, b = (logits(5, 40, seed=i, dtype=torch.float64) / 20 for i in (2, 3))
-    alpha = torch.tensor([0.0, 0.2, 0.5, 0.8, 1.0], dtype=torch.float64)
-    found = loss.target(entangle(a, b, alpha), 0.04)
-    w = alpha[:, None]
-    mean = loss.target(a, 0.04) ** w * loss.target(b, 0.04) ** (1 - w)
-    torch.testing.assert_close(found, mean / mean.sum(-1, keepdim=True))
 
 
 def test_arithmetic_target_is_mixup_and_differs() -> None:
@@ -156,3 +128,26 @@ def test_a_plain_positive_answers_every_teacher_view_of_the_primary() -> None:
     s, a, b = (logits(3, 40, seed=i) for i in range(3))
     ends = [loss.disentangle(s, x, b, torch.ones(3), 0.04) for x in (a, b)]
     torch.testing.assert_close(loss.positive(s, [a, b], 0.04), torch.stack(ends).mean())
+
+
+def test_conditions_of_three_sources_are_their_mixture() -> None:
+    rng = np.random.default_rng(0)
+
+    class Features:
+        source: ClassVar[dict[str, str]] = {"id": "s"}
+        vectors = rng.normal(size=(4, 8)).astype(np.float32)
+
+        def __len__(self) -> int:
+            return 4
+
+        def features(self) -> NDArray[np.float32]:
+            return self.vectors
+
+    store: Any = Features()
+    a, b, c, d = (PatchRef("s", row) for row in range(4))
+    recipes = [Recipe(a, b, 0.5, 1, tertiary=c, beta=0.2), Recipe(d, a, 0.25, 2)]
+    found = Conditions([store]).of(recipes)
+    e = torch.from_numpy(Features.vectors)
+    inner = slerp(e[:1], e[1:2], torch.tensor([5 / 7]))
+    torch.testing.assert_close(found[:1], slerp(inner, e[2:3], torch.tensor([0.7])))
+    torch.testing.assert_close(found[1:], slerp(e[3:], e[:1], torch.tensor([0.25])))

@@ -14,8 +14,10 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from pathgen.models.diffusion import Draws
 from pathgen.models.dit import Block, DiT, DiTConfig, grid_code, wave_code
 from pathgen.models.ldm import EmbeddingConditionedLDM, LDMConfig
+from pathgen.models.sampling import Solver, sampling_times
 from pathgen.runs import load_model, save_model
 
 KINDS = ("unet", "dit")
@@ -185,6 +187,23 @@ def test_every_parameter_of_the_dit_learns() -> None:
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("prediction", ["v", "flow"])
+def test_no_step_waits_for_the_device(kind: str, prediction: Any) -> None:
+    """The meta device has no numbers to read: any `.item()` or branch on a value raises there."""
+    settings = DIT if kind == "dit" else SMALL
+    model = on_meta(**settings | {"prediction": prediction, "min_snr": float(prediction == "v")})
+    latents, given = (torch.empty(2, *shape, device="meta") for shape in ((4, 8, 8), (DIM,)))
+    times = torch.zeros(2, device="meta", dtype=torch.int64 if prediction == "v" else torch.float32)
+    model.loss(latents, given, Draws(times, latents, torch.empty(2, device="meta"))).backward()
+    solver = Solver(model.config, sampling_times(model.config, 3), "dpm")
+    with torch.no_grad():
+        for index, time in enumerate(solver.times):
+            predicted = model._guided(latents, time, model.condition(given), 2.0)
+            latents = solver.step(index, latents, predicted)
+    assert latents.shape == (2, 4, 8, 8)
 
 
 # --- settings and files ----------------------------------------------------------------------

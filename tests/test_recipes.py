@@ -17,6 +17,7 @@ from pathgen.models.encoder import Encoder, EncoderConfig
 from pathgen.plan import plan_pretrain
 from pathgen.pretraining import STAGES, PretrainConfig, PretrainResult, pretrain, resolve
 from pathgen.recipes import read_recipe, recipe_names
+from pathgen.rehearsal import rehearse
 from pathgen.runs import save_model
 from pathgen.stores import SelfAugmentationStore, find_stores
 
@@ -152,6 +153,9 @@ def test_costs_follow_the_options() -> None:
     plain = flops("dino")
     assert flops("gen-dino", "gen_dino.views.blend=off") == plain
     assert flops("gen-dino", "augment.interpolated=0") == plain
+    assert flops("gen-dino", "gen_dino.disentangle_weight=0") == plain
+    assert flops("gen-dino", "augment.interpolated_sources=3") > flops("gen-dino")
+    assert plain < flops("gen-dino", "gen_dino.blend_as=positive") < flops("gen-dino")
     one, every = flops("gen-dino"), flops("gen-dino", "gen_dino.views.dis_pairs=all")
     assert plain < one < every
     assert flops("gen-dino", "gen_dino.views.blend=pixel") == one
@@ -203,6 +207,8 @@ def test_an_ablation_of_gen_dino_uses_the_images_that_are_there(
     whole: PretrainResult, images: Path, tmp_path: Path
 ) -> None:
     settings = [*MINUTE, "gen_dino.views.blend=pixel"]
+    (tried,) = rehearse(images, "tiny", overrides=settings, from_augment=whole.out)
+    assert tried.plan.stage == "gen-dino"
     pixel = pretrain(images, tmp_path / "pixel", "tiny", overrides=settings, from_augment=whole.out)
     assert tuple(pixel.stages) == ("gen-dino",)
     theirs, ours = (

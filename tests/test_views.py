@@ -12,7 +12,6 @@ from helpers_data import make_patches, noise
 from helpers_views import SMALL, World, equal, tensors
 
 from pathgen.config import build
-from pathgen.data.augmentation import crop
 from pathgen.data.loading import Order
 from pathgen.data.views import ViewConfig, ViewMaker, view_loader
 from pathgen.errors import ConfigError, DataError
@@ -32,20 +31,6 @@ def test_shapes_and_ranges(world: World) -> None:
     for view in tensors(views)[:8]:
         assert view.dtype == torch.float32
         assert 0 <= float(view.min()) <= float(view.max()) <= 1
-
-
-def test_exactly_one_of_two_globals_is_synthetic(world: World) -> None:
-    """Check 8: with p = 1 always one, either as often; a missing image gives two real views."""
-    maker, items, firsts = world.maker(), np.arange(12), []
-    for step in range(60):
-        views = maker(step, items)
-        bright = torch.stack([x.mean((1, 2, 3)) > 0.55 for x in views.global_crops], 1)
-        assert views.synthetic is not None
-        assert torch.equal(bright, views.synthetic)
-        assert bright.sum(1).tolist() == [1, 0] * 6  # odd items have no variation
-        assert views.missing == 6
-        firsts.append(bright[::2, 0])
-    assert abs(torch.cat(firsts).float().mean() - 0.5) < 0.1
 
 
 def test_synthetic_with_the_given_probability(world: World) -> None:
@@ -78,25 +63,6 @@ def test_every_variation_is_used(world: World) -> None:
         shown = views.global_crops[int(views.synthetic[0, 1])][0]
         seen.add(tuple(shown.flatten().tolist()))
     assert len(seen) == 2
-
-
-def test_secondary_and_alpha_are_those_of_the_store(world: World) -> None:
-    """Check 5: nothing about the pair is drawn again."""
-    maker = world.maker(global_scale=(1, 1))
-    for step in range(3):
-        blend = maker(step, np.arange(12)).blend
-        assert blend is not None
-        assert blend.rows.tolist() == list(range(8))
-        for image, secondary, alpha, row in zip(
-            blend.image, blend.secondary, blend.alpha, blend.rows, strict=True
-        ):
-            recipe = world.blends[int(row)]
-            assert recipe.primary == world.refs[int(row)]
-            assert abs(float(alpha) - recipe.alpha) < 1e-7
-            expected = maker.patches.images([world.refs.index(recipe.secondary)])[0]
-            whole = crop(torch.from_numpy(expected).permute(2, 0, 1), 0, 0, 32, 32, 16)
-            assert torch.equal(secondary, whole / 255)
-            assert 0.4 < float(image.mean()) < 0.55  # the blend, not a patch or a variation
 
 
 def test_rows_of_a_patch_are_those_the_store_finds(world: World) -> None:

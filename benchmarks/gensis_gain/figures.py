@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from arms import ARMS, BASELINE, StudyConfig
 from matplotlib import pyplot as plt
 from numpy.typing import NDArray
 from pieces import Piece, Place
+from PIL import Image
 
 from pathgen.runs import Run
 
@@ -28,7 +28,13 @@ def draw_figures(study: StudyConfig, place: Place) -> None:
     for name in study.sets:
         folder = place.base(Piece(name, study.seeds[0], "")) / "augment"
         for sheet in sorted(folder.glob("*.png")):
-            shutil.copyfile(sheet, place.out / f"{name}-{sheet.name}")
+            shrink(sheet, place.out / f"{name}-{sheet.name}")
+
+
+def shrink(picture: Path, out: Path) -> None:
+    """A copy in 256 colors: a third of the bytes, and hardly to be told apart."""
+    with Image.open(picture) as image:
+        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(out, optimize=True)
 
 
 def draw_curves(study: StudyConfig, place: Place) -> None:

@@ -57,10 +57,12 @@ def pieces(study: StudyConfig) -> list[Piece]:
             for name in study.sets:
                 needs = (Piece(name, seed, f"stage {before}").name,) if before else ()
                 found.append(Piece(name, seed, f"stage {stage}", needs))
-        for arm in reversed(study.arms):  # those that take longest first
-            for name in study.sets:
-                if seed == seed_of(arm, seed, study):
-                    found.append(Piece(name, seed, arm, _needs(arm, name, seed)))
+        found += [
+            Piece(name, seed, arm, _needs(arm, name, seed))
+            for arm in reversed(study.arms)  # those that take longest first
+            for name in study.sets
+            if seed == seed_of(arm, seed, study)
+        ]
     return found
 
 
@@ -87,18 +89,21 @@ class Place:
     def base(self, piece: Piece) -> Path:
         return self.out / piece.set / f"seed-{piece.seed}" / "base"
 
-    def train_on(self, piece: Piece, study: StudyConfig) -> Path:
-        """The patches without their classes, made when they are not there."""
-        return unlabelled(
-            self.data / piece.set / "train", self.out / piece.set / "unlabelled", study.patches
-        )
+    def train_on(self, name: str) -> Path:
+        """The patches of a set without their classes, once `prepare` has made them."""
+        return self.out / name / "unlabelled"
+
+    def prepare(self, study: StudyConfig) -> None:
+        """Copy the patches to train on; before the pieces, which share them."""
+        for name in study.sets:
+            unlabelled(self.data / name / "train", self.train_on(name), study.patches)
 
 
 def do(piece: Piece, study: StudyConfig, place: Place, progress: Progress) -> None:
     """Do a piece, or go on with it. Raises Stopped when asked to stop, after a checkpoint."""
     if piece.what.startswith("stage "):
         pretrain(
-            place.train_on(piece, study), place.base(piece), study.recipe,
+            place.train_on(piece.set), place.base(piece), study.recipe,
             stages=[piece.what.removeprefix("stage ")], overrides=study.settings,
             seed=piece.seed, device=study.device, workers=study.workers, progress=progress,
         )  # fmt: skip
@@ -115,7 +120,7 @@ def encoder_of(piece: Piece, study: StudyConfig, place: Place, progress: Progres
         return ColorHistogram()
     if piece.what in shared:
         return load_encoder(place.base(piece) / shared[piece.what], device=study.device)
-    sources = open_sources([place.train_on(piece, study)])
+    sources = open_sources([place.train_on(piece.set)])
     synthetic = []
     if ARMS[piece.what].group == "gen_dino":
         folder = place.base(piece) / "augment"
@@ -139,7 +144,7 @@ def judge(encoder: PatchEncoder, data: Path, out: Path, study: StudyConfig) -> d
     splits = {}
     for split in ("train", "test"):
         sources = open_sources([data / split])
-        config = ExtractConfig(workers=study.workers, device=study.device)
+        config = ExtractConfig(device=study.device)  # loaders start slower than they read
         extract_features(encoder, sources, out / "features" / split, config)
         splits[split] = load_labelled(out / "features" / split)
     learn, asked = splits["train"], splits["test"]

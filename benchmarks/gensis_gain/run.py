@@ -86,6 +86,7 @@ def main() -> int:
         return 0
     place = Place(arguments.data.resolve(), arguments.out.resolve())
     print(f"settings {write_down(study, place.out)}", flush=True)
+    place.prepare(study)
     crew = Crew(study, place, arguments.jobs, arguments.minutes)
     try:
         seconds = crew.work(chosen)

@@ -143,6 +143,7 @@ def _serve(pipe: Connection, study: StudyConfig, place: Place, threads: int) -> 
     """Do one piece after another, until the process is ended."""
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the crew, which asks for a stop
     torch.set_num_threads(threads)
     while True:
         piece = pipe.recv()

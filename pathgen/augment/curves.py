@@ -66,7 +66,7 @@ def draw_curves(path: Path, curves: Mapping[str, Any]) -> None:
                 )  # fmt: skip
         axes.set(
             xlabel="alpha, the primary's share", ylabel="cosine",
-            title=f"{curves['pairs']} pairs; bands: half and four fifths of them",
+            title=f"pairs: {curves['pairs']}; bands: half and four fifths of them",
         )  # fmt: skip
         axes.legend(frameon=False)
         with draft(path) as temporary:

@@ -167,7 +167,7 @@ def draw_sheet(
         images = painter.draw(recipes)
         found = [_cosine(painter, images, index) for index in to]
         captions = [
-            " ".join([title, *(f"{values[i]:.2f}" for values in found if np.isfinite(values[i]))])
+            " ".join([title, "/".join(f"{v[i]:.2f}" for v in found if np.isfinite(v[i]))])
             for i, title in enumerate(titles)
         ]
         return [Picture(*cell) for cell in zip(captions, images, strict=True)]

@@ -84,6 +84,8 @@ class Painter:
         self.conditions, self.config = conditions, config
         self.device = next(autoencoder.parameters()).device
         self.precision = choose_precision(config.precision, self.device)
+        if self.device.type == "cuda":  # the order that its convolutions want
+            self.ldm.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def draw(self, recipes: Sequence[Recipe]) -> NDArray[np.uint8]:
         """uint8 (B, S, S, 3)."""

@@ -58,6 +58,8 @@ class AugmentConfig(Config):
             raise ValueError("generative and interpolated are both 0: there is nothing to draw")
         if not self.alphas or not all(0 < alpha < 1 for alpha in self.alphas):
             raise ValueError("alphas lie between 0 and 1, both excluded; 1 is what generative does")
+        if not 0 <= self.guidance_interval[0] <= self.guidance_interval[1] <= 1:
+            raise ValueError("guidance_interval is two rising shares of the time, within 0 and 1")
         return self
 
 

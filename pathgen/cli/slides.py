@@ -38,14 +38,25 @@ EMPTY, EMPTY_ALL = 3, 40
 @app.command()
 @guarded
 def info(
-    slide: Annotated[str, typer.Argument(help="A slide: a file, a folder, or a URL.")],
+    slide: Annotated[
+        str, typer.Argument(help="A slide: a file, a folder, or a URL. Or a store of pathgen.")
+    ],
     reader: Reader = None,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """What a slide is: vendor, reader, size, levels, mpp and where it came from, bounds."""
+    """What a slide is: vendor, reader, size, levels, mpp and where it came from, bounds.
+
+    Of a store: its kind, rows, columns, and what it was made from.
+    """
+    from pathgen.stores.facts import is_store, store_facts
     from pathgen.tiling import slide_info
 
+    if "://" not in slide and is_store(Path(slide)):
+        found = store_facts(slide)
+        lines = [f"{key:<12} {_plain(value)}" for key, value in found.items()]
+        Talk(quiet=False, as_json=as_json).result(found, "\n".join(lines), "")
+        return
     facts = slide_info(slide, reader or "auto")
     text = "\n".join(f"{key:<12} {_plain(value)}" for key, value in facts.items())
     following = f"pathgen tile {shown(slide)} -o tiles/"

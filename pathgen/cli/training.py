@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -123,7 +124,7 @@ def _tell_cost(
         tried = rehearse(stores, recipe, stages=stages, progress=talk.progress, **choices)
         rows = [{**row, **done.to_dict()} for row, done in zip(rows, tried, strict=True)]
         notes.append(f"s_per_step: here, {BATCH} images a step; nothing was kept")
-    columns = {
+    columns: dict[str, Callable[[Any], str]] = {
         "stage": str,
         "parameters": lambda n: f"{n / 1e6:.2f} M",
         "steps": "{:,}".format,

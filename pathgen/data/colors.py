@@ -23,6 +23,8 @@ LUMA = (0.2989, 0.587, 0.114)
 STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
 #: The darkest value a density is taken of.
 DARKEST = 1 / 255
+#: Pixels of a line that are blurred in one product.
+BLOCK = 64
 
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
@@ -69,7 +71,7 @@ def stain(images: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     ``density = -log10(rgb)``, unmixed with `STAINS` at unit length, changed, and mixed again.
     Scale 1 and shift 0 change nothing but values below 1/255.
     """
-    matrix, inverse = (table.to(images.device) for table in _stain_tables())
+    matrix, inverse = _stain_tables(images.device)
     mix = (inverse * scale[:, None, :]) @ matrix  # (B, 3, 3), from RGB to RGB density
     offset = math.log(10) * (shift @ matrix)  # (B, 3)
     density = images.clamp_(DARKEST, 1).log_()  # natural and negative: the signs cancel
@@ -100,7 +102,23 @@ def blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
     taps = taps / (taps[:, :1] + 2 * taps[:, 1:].sum(1, keepdim=True))
     across = _band(taps, width)  # (B, W, W), source by target
     down = across if height == width else _band(taps, height)
-    return down.transpose(1, 2).unsqueeze(1) @ (images @ across.unsqueeze(1))
+    return _weigh(_weigh(images, across, radius, -1), down, radius, -2)
+
+
+def _weigh(images: Tensor, band: Tensor, radius: int, dim: int) -> Tensor:
+    """`images` along `dim` times `band`, in blocks: most of a wide band is zero."""
+    size = images.shape[dim]
+    block = BLOCK if size >= 2 * BLOCK else size
+    parts = []
+    for start in range(0, size, block):
+        stop = min(start + block, size)
+        low, high = max(0, start - radius), min(size, stop + radius)
+        own, weights = images.narrow(dim, low, high - low), band[:, low:high, start:stop]
+        if dim == -1:  # rows of all channels below each other: one product an image
+            parts.append((own.flatten(1, 2) @ weights).view(*own.shape[:3], stop - start))
+        else:
+            parts.append(weights.transpose(1, 2).unsqueeze(1) @ own)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def solarize(images: Tensor) -> Tensor:
@@ -203,11 +221,11 @@ def _together(images: Tensor, steps: Sequence[_Step], table: Tensor) -> Tensor:
     return images
 
 
-@lru_cache(maxsize=1)
-def _stain_tables() -> tuple[Tensor, Tensor]:
+@lru_cache(maxsize=4)
+def _stain_tables(device: torch.device) -> tuple[Tensor, Tensor]:
     """Stains to RGB density, and back."""
     matrix = F.normalize(torch.tensor(STAINS, dtype=torch.float64), dim=1)
-    return matrix.float(), torch.linalg.inv(matrix).float()
+    return matrix.float().to(device), torch.linalg.inv(matrix).float().to(device)
 
 
 def _band(taps: Tensor, size: int) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pathgen.data import loading
 from pathgen.data.counterparts import Counterparts
-from pathgen.data.cuts import COLOR, PER_VIEW, BlendCuts, Cut, Cuts, Images, cut, finish_all, mix
+from pathgen.data.cuts import PER_VIEW, BlendCuts, Cut, Cuts, Images, cut, finish_all, mix
 from pathgen.data.loading import image_loader, steps_per_epoch
 from pathgen.data.neighbors import Neighbors
 from pathgen.data.patches import PatchDataset
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from pathgen.stores.augmentations import SelfAugmentationStore
 
 __all__ = [
-    "COLOR",
     "PRESETS",
     "Blend",
     "ViewConfig",

@@ -39,6 +39,15 @@ def write_frame(out: BinaryIO, data: bytes) -> Span:
 
 def read_records(path: Path) -> Iterator[tuple[Span, dict[str, Feature]]]:
     """Every example of a file, checksums proved. Raises BadRecord."""
+    start = 0
+    for data in read_frames(path):
+        span = Span(start, len(data) + 16)
+        yield span, decode_example(data)
+        start += span.length
+
+
+def read_frames(path: Path) -> Iterator[bytes]:
+    """The data of every record of a file, whatever they are. Raises BadRecord."""
     with path.open("rb") as file:
         while True:
             start = file.tell()
@@ -51,7 +60,7 @@ def read_records(path: Path) -> Iterator[tuple[Span, dict[str, Feature]]]:
             data = file.read(length)
             if len(data) < length or _masked(data) != file.read(4):
                 raise BadRecord(f"the record at byte {start} does not match its checksum")
-            yield Span(start, length + 16), decode_example(data)
+            yield data
 
 
 def encode_example(features: Mapping[str, Feature]) -> bytes:

@@ -69,7 +69,7 @@ class Process(nn.Module):
     def __init__(self, config: NoiseConfig) -> None:
         super().__init__()
         self.config = config
-        table = torch.from_numpy(alphas_cumprod(config)).float()
+        table = torch.tensor(alphas_cumprod(config), dtype=torch.float32)
         self.register_buffer("alphas_cumprod", table, persistent=False)
 
     def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Draws:

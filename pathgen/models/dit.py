@@ -114,12 +114,13 @@ class Block(nn.Module):
 
     def forward(self, tokens: Tensor, told: Tensor) -> Tensor:
         """(B, N, width), (B, width) -> (B, N, width)."""
-        six = self.modulation(told).unsqueeze(1).chunk(6, dim=-1)  # each (B, 1, width)
+        # Each (B, 1, width): shift, scale and gate of attention, then of the MLP.
+        six: tuple[Tensor, ...] = self.modulation(told).unsqueeze(1).chunk(6, dim=-1)
         shift, scale, gate = six[:3]
         tokens = tokens + gate * self._attend(self.attention_norm(tokens) * (1 + scale) + shift)
         shift, scale, gate = six[3:]
-        tokens = tokens + gate * self.mlp(self.mlp_norm(tokens) * (1 + scale) + shift)
-        return tokens
+        changed: Tensor = self.mlp(self.mlp_norm(tokens) * (1 + scale) + shift)
+        return tokens + gate * changed
 
     def _attend(self, tokens: Tensor) -> Tensor:
         split = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)

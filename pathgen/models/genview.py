@@ -63,7 +63,8 @@ class Foreground:
             ConfigError: fewer than two tokens, all of them alike, or no guide and no square grid.
         """
         moments = _Moments()
-        for batch, rises in zip(tokens, guide or [None] * len(tokens), strict=True):
+        guides: Sequence[Tensor | None] = [None] * len(tokens) if guide is None else guide
+        for batch, rises in zip(tokens, guides, strict=True):
             moments.add(batch, rises)
         direction = moments.direction()
         projected = [(batch.float() @ direction.to(batch.device)).flatten() for batch in tokens]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from itertools import product
 from typing import Literal
 
@@ -56,7 +57,7 @@ class DinoLoss(nn.Module):
         """
         answers = [self._answer(logits) for logits in student]
         # Every view's answer is summed once: a target meets all but its own in one product.
-        everyone = torch.stack(answers).sum(0)
+        everyone = reduce(torch.add, answers)
         count, total = 0, torch.zeros((), device=everyone.device)
         for i, logits in enumerate(teacher):
             target = self.target(logits, teacher_temperature)
@@ -125,7 +126,7 @@ class DinoLoss(nn.Module):
     @torch.no_grad()
     def mean_of(self, teacher: Sequence[Tensor]) -> Tensor:
         """Mean of the teacher's logits over views and samples, (prototypes,)."""
-        return _full(torch.cat(list(teacher))).mean(0)
+        return torch.stack([_full(logits).mean(0) for logits in teacher]).mean(0)
 
     @torch.no_grad()
     def move_center(self, mean: Tensor) -> None:

@@ -26,7 +26,7 @@ _STAGE_FILES = ("provenance.json", "log.jsonl", "done.json")
 _INNER = frozenset({"checkpoints", "thumbnails", "truth"})
 #: No result is larger; what is was not written by pathgen.
 _MAX_JSON = 64 * 2**20
-KNN, MIL = "pathgen.knn", "pathgen.mil"
+KNN, MIL, GENERATION = "pathgen.knn", "pathgen.mil", "pathgen.generation"
 
 
 class Unreadable(Exception):
@@ -45,13 +45,18 @@ class Found:
     """stages that stand alone"""
     mil: list[Path] = field(default_factory=list)
     knn: list[tuple[Path, dict[str, Any]]] = field(default_factory=list)
+    generation: list[tuple[Path, dict[str, Any]]] = field(default_factory=list)
+    """synthetic images beside real ones"""
     predictions: list[tuple[Path, dict[str, Any]]] = field(default_factory=list)
     """slide-level results that are single files"""
     features: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        kinds = (self.tiles, self.runs, self.stages, self.mil, self.knn, self.predictions)
+        kinds = (
+            self.tiles, self.runs, self.stages, self.mil, self.knn, self.generation,
+            self.predictions,
+        )  # fmt: skip
         return any(kinds) or bool(self.features)
 
     def name(self, path: Path) -> str:
@@ -135,6 +140,8 @@ def _look_for_result(found: Found, path: Path) -> None:
         return
     if values.get("format") == KNN or {"k", "temperature", "accuracy"} <= values.keys():
         found.knn.append((path, values))
+    elif values.get("format") == GENERATION:
+        found.generation.append((path, values))
     elif values.get("format") == MIL or {"confusion", "classes"} <= values.keys():
         found.predictions.append((path, values))
 

@@ -16,6 +16,7 @@ from pathgen import __version__, commit
 from pathgen.errors import StorageError
 from pathgen.places import spare_page
 from pathgen.progress import Progress, Silent
+from pathgen.report.augmentation import generation_section
 from pathgen.report.blocks import Code, Note, Section, Text
 from pathgen.report.collect import Found, Unreadable, collect, read_json, read_object
 from pathgen.report.results import (
@@ -65,6 +66,7 @@ def build_sections(found: Found, progress: Progress = Silent()) -> list[Section]
         *((stage_section, (found, path, i)) for i, path in enumerate(found.stages, 1)),
         *([(features_section, (found,))] if found.features else []),
         *([(knn_section, (found,))] if found.knn else []),
+        *([(generation_section, (found,))] if found.generation else []),
         *((mil_section, (found, path, i)) for i, path in enumerate(found.mil, 1)),
         *((predictions_section, (found, *one, i)) for i, one in enumerate(found.predictions, 1)),
     ]

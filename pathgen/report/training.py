@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from pathgen.report import figures
+from pathgen.report.augmentation import augmentation
 from pathgen.report.blocks import (
     Code,
     Details,
@@ -47,7 +48,7 @@ PICTURES = {
         "sheet.png",
         "Upper rows: a real patch, then views drawn from its embedding alone; they should share "
         "its tissue, not its pixels. Lower rows: blends of two real patches; alpha is the share of "
-        "the one on the left.",
+        "the one on the left. Numbers are cosines of embeddings to the real patches of the row.",
     ),
 }
 #: Settings that say most about a stage, and what to call them.
@@ -76,8 +77,9 @@ def run_section(found: Found, folder: Path, number_: int) -> Section:
     _curves(section, found, [(NAMES[s], there[s]) for s in LEARN if s in there])
     for stage, place in there.items():
         _picture(section, found, stage, place)
+        _latest(section, found, stage, place)
     if "augment" in there:
-        _likeness(section, found, there["augment"])
+        augmentation(section, found, there["augment"])
     _settings(section, found, folder, {NAMES[s]: s.replace("-", "_") for s in there})
     _environment(section, found, folder / "environment.json")
     return section
@@ -92,8 +94,9 @@ def stage_section(found: Found, folder: Path, number_: int) -> Section:
     if name != "augment":
         _curves(section, found, [(NAMES.get(name, name), folder)])
     _picture(section, found, name, folder)
+    _latest(section, found, name, folder)
     if name == "augment":
-        _likeness(section, found, folder)
+        augmentation(section, found, folder)
     _settings(section, found, folder, {NAMES.get(name, name): ""})
     _environment(section, found, folder / "environment.json")
     return section
@@ -180,36 +183,31 @@ def _picture(section: Section, found: Found, stage: str, place: Path) -> None:
         section.add(Note(f"{found.name(place)}/{name} {problem}."))
 
 
-def _likeness(section: Section, found: Found, place: Path) -> None:
-    """Cosine of each drawn image's own embedding to the embedding it was drawn from."""
-    try:
-        metrics = read_object(place / "metrics.json", found.root)
-    except Unreadable as problem:
-        section.add(Note(str(problem)))
-        return
-    titles = {
-        "generative": "views of one patch", "interpolated": "blends of two",
-        "random_pair": "two real patches at random",
-    }  # fmt: skip
-    rows: list[tuple[str, float, float | None, float | None]] = []
-    for key, title in titles.items():
-        spread = metrics.get(key)
-        mean = as_float(spread.get("mean")) if isinstance(spread, Mapping) else None
-        if isinstance(spread, Mapping) and mean is not None:
-            rows.append((title, mean, as_float(spread.get("q05")), as_float(spread.get("q95"))))
-    if not rows:
-        section.add(Note(f"{found.name(place)}/metrics.json holds no re-embedding cosines."))
-        return
-    lowest = min(value if low is None else low for _, value, low, _ in rows)
-    section.add(
-        Figure(
-            figures.bars(rows, "cosine", limits=(min(0.0, lowest * 1.1), 1.0)),
-            "Mean cosine of re-embedded synthetic images with their condition",
-            "Synthetic images were embedded again: the cosine with what they were drawn from, its "
-            "mean and the range from the 5th to the 95th percentile. A model that ignores its "
-            "condition is no better than two real patches at random.",
-        )
-    )
+#: Pictures made during a training, by the last part of their file's name.
+SEEN = {
+    "crops": "What the networks are shown: global and local crops, and blends with alpha.",
+    "attention": "Where the teacher's class token looks in its last block, head by head. After "
+    "some training the heads should pick out structures, each others.",
+    "samples": "Patches and what the averaged E-LDM draws from their embeddings, from the same "
+    "noise every time.",
+    "reconstructions": "Patches over what the autoencoder gave back at that step.",
+}
+
+
+def _latest(section: Section, found: Found, stage: str, place: Path) -> None:
+    """The last picture of each kind that the training left on its way."""
+    last: dict[str, tuple[int, Path]] = {}
+    for path in sorted((place / "pictures").glob("step-*-*.png")):
+        _, number, name = path.stem.split("-", 2)
+        if number.isdigit():
+            last[name] = (int(number), path)
+    for name, (step, path) in last.items():
+        title = f"{NAMES.get(stage, stage)}: {name} after step {step:,}"
+        section.add(Heading(title))
+        try:
+            section.add(Figure(figures.picture(path), title, SEEN.get(name, "")))
+        except figures.BadImage as problem:
+            section.add(Note(f"{found.name(place)}/pictures/{path.name} {problem}."))
 
 
 def _settings(section: Section, found: Found, folder: Path, groups: Mapping[str, str]) -> None:

@@ -111,7 +111,7 @@ def open_table(path: Path | str) -> Table:
         StoreError: PG-O15 not a store, PG-O04 not finished, PG-O11 damaged, PG-O12 too new.
     """
     path = Path(path)
-    module, reader, _ = _back_end(path)
+    module, reader, _ = back_end(path)
     if not path.exists():
         raise missing(path)
     if path.is_dir() != (path.suffix == ".zarr"):
@@ -139,7 +139,7 @@ def create_table(
             pathgen itself reads none of them.
     """
     path = Path(path)
-    module, _, writer = _back_end(path)
+    module, _, writer = back_end(path)
     made: TableWriter = getattr(import_module(module), writer)(path, columns, attrs, notes or {})
     return made
 
@@ -227,7 +227,8 @@ def _may_be(path: Path, kind: str | None) -> bool:
     return attrs.get("format") == FORMAT and kind in (None, attrs.get("kind"))
 
 
-def _back_end(path: Path) -> tuple[str, str, str]:
+def back_end(path: Path) -> tuple[str, str, str]:
+    """Module, reader and writer of a path's suffix. Raises StoreError PG-O15 for another."""
     if path.suffix not in _BACK_ENDS:
         raise StoreError(
             "not a pathgen store", code="PG-O15", where=path,

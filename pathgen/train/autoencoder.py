@@ -190,7 +190,10 @@ class _Reconstruction(Stage[ImageBatch]):
 
     @property
     def networks(self) -> Sequence[nn.Module]:
-        return [self.model.network]
+        # With a critic, gradients at the last layer are asked for before backward: a compiled
+        # decoder would go all the way back for them, and its graph does not last for a second time.
+        network = self.model.network
+        return [network] if self.critic is None else [network.encoder]
 
     def batches(self, start: int, share: Share) -> Iterator[ImageBatch]:
         config = self.config
@@ -262,7 +265,10 @@ class _Critic:
     def judge(
         self, made: Tensor, loss: Tensor, last_layer: Tensor, step: int, share: Share
     ) -> dict[str, Tensor]:
-        """What the autoencoder is told of its reconstructions, which are kept for `terms`."""
+        """What the autoencoder is told of its reconstructions, which are kept for `terms`.
+
+        With accumulation each part has an adaptive weight of its own, not one of the whole batch.
+        """
         if step < self.config.discriminator_start:
             return {}
         self._made[share.first] = made.detach()

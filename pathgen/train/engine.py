@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pathgen import parallel
 from pathgen.errors import ConfigError, RunError, Stopped
 from pathgen.models.recompute import recompute_activations
-from pathgen.runs import Run, RunConfig, Stateful
+from pathgen.runs import Run, RunConfig
 
 Precision = Literal["fp32", "bf16", "fp16"]
 T = TypeVar("T")
@@ -277,25 +277,9 @@ class StopRequest:
             yield batch
 
 
-def checkpoint(
-    run: Run,
-    done: int,
-    steps: int,
-    stop: StopRequest,
-    every: int,
-    *,
-    keep: int = 2,
-    **parts: Stateful,
-) -> None:
-    """After `done` of `steps` steps: save when it is time, and end the training when asked to.
-
-    Raises Stopped (PG-T07, exit code 85) once the checkpoint is on disk.
-    """
-    stopping = stop.requested and done < steps
-    if stopping or done == steps or done % every == 0:
-        run.save(done, keep=keep, **parts)
-    if stopping:
-        raise Stopped(
-            f"stopped after step {done} of {steps}", where=run.path, why=stop.reason,
-            hint="run the same command again, without --overwrite, to go on from here",
-        )  # fmt: skip
+def stopped(run: Run, done: int, steps: int, why: str) -> Stopped:
+    """The PG-T07 error, exit code 85, once the checkpoint of `done` steps is on disk."""
+    return Stopped(
+        f"stopped after step {done} of {steps}", where=run.path, why=why,
+        hint="run the same command again, without --overwrite, to go on from here",
+    )  # fmt: skip

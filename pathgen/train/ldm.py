@@ -170,7 +170,6 @@ class _Diffusion(Stage[DiffusionBatch]):
         self.model = engine.place(EmbeddingConditionedLDM(model_config))
         self.average = Average(self.model, config.ema)
         self.alignment: Alignment | None = None
-        self.images: Iterator[Any] | None = None
         self._optimize(self.model)
 
     def _optimize(self, trained: nn.Module) -> None:
@@ -202,18 +201,21 @@ class _Diffusion(Stage[DiffusionBatch]):
         return [self.model.unet if self.model.config.kind == "unet" else self.model.dit]
 
     def batches(self, start: int, share: Share) -> Iterator[DiffusionBatch]:
-        device, run = self.engine.device, self.config.run
+        run = self.config.run
         loader = latent_loader(
             self.latents, batch_size=self.batch_size, seed=run.seed, flips=self.config.flips,
             start_step=start, steps=self.steps, workers=run.workers, rows=share.rows,
         )  # fmt: skip
         tokens = self._tokens(start, share)
         for latents, indices in loader:
-            yield DiffusionBatch(
-                latents.to(device, non_blocking=True).float(),
-                self.embeddings[indices].to(device, non_blocking=True),
-                next(tokens),
-            )
+            embeddings = self._there(self.embeddings[indices])
+            yield DiffusionBatch(self._there(latents).float(), embeddings, next(tokens))
+
+    def _there(self, tensor: Tensor) -> Tensor:
+        """On the device. From pinned memory a copy waits for no step that is still under way."""
+        if self.engine.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.engine.device, non_blocking=True)
 
     def _tokens(self, start: int, share: Share) -> Iterator[Tensor | None]:
         """The encoder's tokens of the very squares, mirrored alike, that the latents are of."""
@@ -228,7 +230,7 @@ class _Diffusion(Stage[DiffusionBatch]):
         )  # fmt: skip
         for images, _ in loader:
             with torch.no_grad(), self.engine.autocast():
-                tokens = self.encoder.tokens(images.to(self.engine.device, non_blocking=True))
+                tokens = self.encoder.tokens(self._there(images))
             yield tokens.float()
 
     def part(self, batch: DiffusionBatch, rows: slice) -> DiffusionBatch:
@@ -268,7 +270,8 @@ class _Diffusion(Stage[DiffusionBatch]):
             self.model.eval()
             latents += [
                 self.model.sample(
-                    given, steps=steps, sampler="dpm", precision=self.engine.precision,
+                    given, steps=steps, guidance=1.0, sampler="dpm",
+                    precision=self.engine.precision,
                     seeds=range(first * count, (first + 1) * count),
                 )
                 for first in range(DRAWN)

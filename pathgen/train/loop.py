@@ -22,7 +22,7 @@ from pathgen.models.chance import holding
 from pathgen.parallel import Share
 from pathgen.progress import Progress, Silent, Task
 from pathgen.runs import Run, Stateful
-from pathgen.train.engine import Engine, StopRequest, checkpoint, not_compiled, not_finite
+from pathgen.train.engine import Engine, StopRequest, not_compiled, not_finite, stopped
 from pathgen.train.eventfile import EventFile
 from pathgen.train.optimize import Optimizer
 from pathgen.train.sheets import Picture, write_sheet
@@ -143,30 +143,33 @@ class _Loop:
         self.bad = torch.full((), -1, dtype=torch.long, device=self.engine.device)
         self.clock = _Clock(stage.batch_size)
         self.events: EventFile | None = None
+        self.saved = -1
 
     def go(self, start: int, stop: StopRequest, task: Task) -> None:
         if self.config.tensorboard and parallel.leads() and start < self.stage.steps:
             self.events = EventFile(self.run.path / "tensorboard", start)
-        batches = self.stage.batches(start, self.share)
-        batches = stop.batches(batches)
-        done, note = start, ""
-        for step in range(start, self.stage.steps):
+        self.saved = start or -1
+        batches = stop.batches(self.stage.batches(start, self.share))
+        done, steps, note = start, self.stage.steps, ""
+        for step in range(start, steps):
             batch = self._fetch(batches, stop)
             if batch is None:
                 break
             rates = self.stage.schedule(step)
             terms, norm = self._step(batch, step)
             done = step + 1
-            due = step % self.config.log_every == 0 or done == self.stage.steps
+            due = step % self.config.log_every == 0 or done == steps
             if due:
                 note = self._log(step, terms, norm, self.stage.facts(batch), rates)
             elif self.engine.is_exact and parallel.count() == 1:
                 note = f"loss {float(terms['loss']):.3f}"
             self._show(batch, step)
             task.advance(note=note)
-            self._keep(done, stop)
-        if done < self.stage.steps:  # asked to stop while waiting for a batch
-            self._keep(done, stop)
+            if done == steps or done % self.config.save_every == 0:
+                self._keep(done)
+        if done < steps:
+            self._keep(done)
+            raise stopped(self.run, done, steps, stop.reason)
 
     def _fetch(self, batches: Iterator[Any], stop: StopRequest) -> Any:
         """The next batch; None when any process was asked to stop."""
@@ -278,20 +281,22 @@ class _Loop:
         every = max(100, self.stage.steps // 10) if wanted == "auto" else wanted
         if not every or (step + 1) % every or not parallel.leads():
             return
-        for name, rows in self.stage.pictures(batch, step).items():
+        with torch.no_grad():
+            sheets = self.stage.pictures(batch, step)
+        for name, rows in sheets.items():
             path = self.run.path / "pictures" / f"step-{step + 1:08d}-{name}.png"
             write_sheet(path, rows)
             if self.events is not None:
                 self.events.picture(step + 1, name, path)
 
-    def _keep(self, done: int, stop: StopRequest) -> None:
-        steps, every = self.stage.steps, self.config.save_every
-        if stop.requested or done == steps or done % every == 0:
-            self._ask()
-        checkpoint(
-            self.run, done, steps, stop, every,
-            keep=self.config.keep_checkpoints, **self.stage.parts,
-        )  # fmt: skip
+    def _keep(self, done: int) -> None:
+        """A checkpoint of steps that are known to be sound."""
+        if done == self.saved:
+            return
+        self._ask()
+        self.run.save(done, keep=self.config.keep_checkpoints, **self.stage.parts)
+        parallel.wait()  # a process that ends takes those still writing with it
+        self.saved = done
 
 
 _GRADIENT = "a gradient is not finite"
