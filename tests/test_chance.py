@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from pathgen.errors import ConfigError
 from pathgen.models.attention import class_attention
+from pathgen.models.autoencoder import Autoencoder, AutoencoderConfig
 from pathgen.models.chance import DropPath, drawn, held, holding, share_drop_path
 from pathgen.models.dit import DiT, DiTConfig
 from pathgen.models.encoder import Encoder, EncoderConfig
@@ -120,7 +121,12 @@ def vit() -> tuple[nn.Module, tuple[Any, ...]]:
     return encoder().backbone, (torch.rand(6, 3, 32, 32),)
 
 
-@pytest.mark.parametrize("make", [vit, unet, dit])
+def kl() -> tuple[nn.Module, tuple[Any, ...]]:
+    config = AutoencoderConfig(image_size=16, block_out_channels=(8, 8), norm_groups=4)
+    return Autoencoder(config).network, (torch.rand(2, 3, 16, 16),)
+
+
+@pytest.mark.parametrize("make", [vit, unet, dit, kl])
 def test_recomputed_activations_give_equal_gradients(make: Any) -> None:
     """Stochastic depth is drawn alike the second time. Fewer tensors wait for backward."""
     torch.manual_seed(1)
@@ -164,6 +170,16 @@ def test_a_share_is_drawn_alike_the_second_time() -> None:
 def test_a_network_without_blocks_says_so() -> None:
     with pytest.raises(ConfigError, match=r"PG-C04.*ResNet.*It has no blocks"):
         recompute_activations(timm.create_model("test_resnet"))
+
+
+def test_diffusers_tiny_autoencoder_is_refused_as_it_computes_something_else_then() -> None:
+    config = AutoencoderConfig(kind="tiny", image_size=16, block_out_channels=(8, 8))
+    network, images = Autoencoder(config).network.train(), torch.rand(2, 3, 16, 16)
+    with pytest.raises(ConfigError, match="PG-C04"):
+        recompute_activations(network)
+    before = network.encode(images).latents
+    network.enable_gradient_checkpointing()
+    assert not torch.allclose(network.encode(images).latents, before)  # else it could be allowed
 
 
 # --- attention -----------------------------------------------------------------------------

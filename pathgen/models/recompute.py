@@ -13,14 +13,23 @@ from pathgen.errors import ConfigError
 from pathgen.models.chance import held, holding
 
 
-def recompute_activations(network: nn.Module) -> None:
+def recompute_activations(network: nn.Module, *beside: nn.Module) -> None:
     """From now on keep what goes into each block, and compute the rest again in backward.
 
-    diffusers' networks do it their way; of others, each child of what is called `blocks`.
+    diffusers' networks do it their way; of others, each child of what is called `blocks`. Those
+    `beside`, as a projection head, stay as they are where they have none.
 
     Raises:
-        ConfigError: PG-C04, the network has no blocks, as a ResNet.
+        ConfigError: PG-C04, the network has no blocks, as a ResNet, or diffusers does not do it
+            right, as for AutoencoderTiny.
     """
+    from diffusers import AutoencoderTiny
+
+    for other in beside:
+        if _blocks(other):
+            recompute_activations(other)
+    if isinstance(network, AutoencoderTiny):
+        raise _unable(network, "diffusers then leaves out how it scales its input and output")
     enable = getattr(network, "enable_gradient_checkpointing", None)
     if callable(enable):
         try:
@@ -28,16 +37,20 @@ def recompute_activations(network: nn.Module) -> None:
         except ValueError as error:
             raise _unable(network, str(error)) from error
         return
-    blocks = [
+    blocks = _blocks(network)
+    if not blocks:
+        raise _unable(network, "it has no blocks")
+    for block in blocks:
+        block.forward = _checkpointed(block.forward)
+
+
+def _blocks(network: nn.Module) -> list[nn.Module]:
+    return [
         block
         for name, module in network.named_modules()
         if name.rpartition(".")[2] == "blocks" and isinstance(module, nn.Sequential | nn.ModuleList)
         for block in module
     ]
-    if not blocks:
-        raise _unable(network, "it has no blocks")
-    for block in blocks:
-        block.forward = _checkpointed(block.forward)
 
 
 def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -110,9 +110,9 @@ class Engine:
             machine cannot compile though it was asked to.
         """
         if self.config.recompute:
-            for network in networks:
-                if any(parameter.requires_grad for parameter in network.parameters()):
-                    recompute_activations(network)
+            recompute_activations(
+                *(n for n in networks if any(p.requires_grad for p in n.parameters()))
+            )
         if self.config.compile is False or (
             self.config.compile == "auto" and self.device.type != "cuda"
         ):
