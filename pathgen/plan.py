@@ -7,11 +7,14 @@ input's gradient is wanted. For one image
 
     dino         3 (2 F_global + n F_local) + 2 F_global, heads included
     gen-dino     the same, 3 F_global for the student's view of the blend, and F_global for each
-                 teacher view of its other sources
-    autoencoder  3 F; a perceptual loss adds 3 F_encoder, a discriminator 9 F of its own
-    ldm          3 F; and once for each patch its embedding and its latents, all mirror images
+                 teacher view of its other sources; with quality weights 2 F_backbone more
+    autoencoder  3 F; a perceptual loss adds 3 F_encoder, a discriminator 9 F of its own, and with
+                 both F_encoder more
+    ldm          3 F, and F_encoder with alignment, whose projector is left out; and once for each
+                 patch its embedding and its latents, all mirror images
     augment      F x steps x (2 with guidance) + F_decoder + F_encoder, without redrawn images
 
+A pretrained autoencoder counts as nothing anywhere: its sizes are in its weights.
 Memory is weights + gradients + AdamW's two moments + averaged copies, plus what autograd keeps
 of one forward pass at the recipe's batch size / `run.accumulate`, in fp32 and with whole attention
 matrices: an upper bound for mixed precision, fused attention and activation checkpointing, which
@@ -106,6 +109,9 @@ def _dino(stage: str, config: DinoConfig, images: int, *, sources: int) -> Stage
         teacher_globals += (sources - 1) * (2 if views.dis_pairs == "all" else 1)
     student = student_globals * large.flops + views.local_crops * small.flops
     per_image = 3 * student + teacher_globals * large.flops
+    if config.quality_weight:  # read off the tokens of both global views, beside the loss
+        seen = config.encoder.model_copy(update={"image_size": views.global_size})
+        per_image += 2 * _encoder_cost(seen.model_dump_json()).flops
     steps, batch = total_steps(config.optim, images), config.optim.batch_size
     saved = student_globals * large.saved_bytes + views.local_crops * small.saved_bytes
     # Views of one size go through together.
@@ -121,15 +127,17 @@ def _autoencoder(config: PretrainConfig, images: int) -> StagePlan:
         return StagePlan("autoencoder", 0, optim.batch_size, 0, 0.0, 0)
     inward, outward = _autoencoder_costs(settings.model.model_dump_json())
     steps, batch = total_steps(optim, images), optim.batch_size
-    each = 3 * (inward.flops + outward.flops)
+    judge = 0.0
     if settings.perceptual_weight:
-        each += 3 * _encoder_cost(config.dino.encoder.model_dump_json()).flops
+        judge = _encoder_cost(config.dino.encoder.model_dump_json()).flops
+    each = 3 * (inward.flops + outward.flops + judge)
     weights, flops = inward.weights, each * batch * steps
     if settings.discriminator_weight:
         critic = _critic_cost(settings.discriminator_width, settings.discriminator_layers,
                               settings.model.image_size)  # fmt: skip
         weights += critic.weights
-        flops += 9 * critic.flops * batch * max(0, steps - settings.discriminator_start)
+        # Its adaptive weight takes the gradient of both losses once more, to the last layer.
+        flops += (9 * critic.flops + judge) * batch * max(0, steps - settings.discriminator_start)
     saved = inward.saved_bytes + outward.saved_bytes
     fixed = inward.fixed_bytes + outward.fixed_bytes
     return StagePlan("autoencoder", steps, batch, weights, flops,
@@ -140,12 +148,13 @@ def _ldm(config: PretrainConfig, images: int) -> StagePlan:
     settings = config.ldm
     cost = _denoiser_cost(settings.model.model_dump_json())
     steps, batch = total_steps(settings.optim, images), settings.optim.batch_size
-    once = _encoder_cost(config.dino.encoder.model_dump_json()).flops
+    once = seen = _encoder_cost(config.dino.encoder.model_dump_json()).flops
+    each = 3 * cost.flops + (seen if settings.align_weight else 0.0)
     if not config.autoencoder.model.pretrained:
         mirrors = 4 if settings.flips else 1
         once += mirrors * _autoencoder_costs(config.autoencoder.model.model_dump_json())[0].flops
     return StagePlan("ldm", steps, batch, cost.weights,
-                     3 * cost.flops * batch * steps + once * images,
+                     each * batch * steps + once * images,
                      cost.weights * 4 * 5 + cost.fixed_bytes
                      + cost.saved_bytes * _held(batch, settings.run))  # fmt: skip
 

@@ -303,6 +303,8 @@ class Flow:
         encoder, autoencoder = self._encoder("augment"), self._autoencoder("augment")
         self._need("ldm", "augment")
         ldm = load_model(self.out / "ldm" / "model", EmbeddingConditionedLDM)
+        # Adaptive noise reads the foreground off the patches, pictures or not.
+        patches = self.sources if self.sheet or self.config.augment.adaptive.noise else None
         # Of several processes each draws a part.
         augment(
             ldm,
@@ -311,7 +313,7 @@ class Flow:
             self._features(encoder),
             self.out / "augment",
             self.config.augment,
-            sources=self.sources if self.sheet else None,
+            sources=patches,
             overwrite=self.overwrite,
             device=self.config.ldm.run.device,
             progress=self.progress,

@@ -39,7 +39,8 @@ class Rehearsed:
 
     plan: StagePlan
     seconds: float
-    """of the second step; of drawing, with its share of decoding and embedding"""
+    """of the second step, 0 where there is none; of drawing, with its share of decoding and
+    embedding"""
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self.plan), "seconds_per_step_here": self.seconds, "batch_here": BATCH}
@@ -77,9 +78,11 @@ def rehearse(
                     flow.do(stage)
         except Stopped:  # by a signal; there is nothing to go on from
             raise KeyboardInterrupt from None
-    # A batch is drawn as a whole.
+    # A batch is drawn as a whole; a pretrained autoencoder takes no step at all.
     return [
-        Rehearsed(plan, watch.seconds[plan.stage] / (STEPS if plan.stage == "augment" else 1))
+        Rehearsed(
+            plan, watch.seconds.get(plan.stage, 0.0) / (STEPS if plan.stage == "augment" else 1)
+        )
         for plan in plans
     ]
 

@@ -15,7 +15,8 @@ settings.register_profile(
 )
 settings.load_profile("pathgen")
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Several test processes with a thread each are faster than one with several.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -167,6 +167,33 @@ def test_a_share_is_drawn_alike_the_second_time() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_compiled_once_for_every_share(recomputed: bool) -> None:
+    """Not again for each part of a batch, nor for whole batches of other sizes."""
+    from torch._dynamo.backends.registry import lookup_backend
+
+    model, images, graphs = encoder().backbone, torch.rand(8, 3, 32, 32), []
+    if recomputed:
+        recompute_activations(model)
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(len(inputs))
+        return lookup_backend("aot_eager")(graph, inputs)
+
+    compiled = torch.compile(model, backend=backend)
+    for share in whole(8).parts(4):
+        with holding(share):
+            expected = gradients(model, images[share.rows])
+            found = gradients(compiled, images[share.rows])
+        found = {name.removeprefix("_orig_mod."): value for name, value in found.items()}
+        torch.testing.assert_close(found, expected)
+    assert len(graphs) == 1
+    for size in (8, 6, 5, 7):  # the first makes another graph, the second one of any size
+        with holding(whole(size)):
+            compiled(images[:size])
+    assert len(graphs) == 3
+
+
 def test_a_network_without_blocks_says_so() -> None:
     with pytest.raises(ConfigError, match=r"PG-C04.*ResNet.*It has no blocks"):
         recompute_activations(timm.create_model("test_resnet"))

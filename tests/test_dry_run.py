@@ -11,6 +11,7 @@ from helpers_pretrain import MINUTE, image_folder
 
 from pathgen.cli import main
 from pathgen.errors import ConfigError
+from pathgen.models.autoencoder import Autoencoder
 from pathgen.plan import SHARE, plan_pretrain
 from pathgen.pretraining import STAGES, resolve
 from pathgen.progress import Silent
@@ -110,12 +111,29 @@ def test_what_cannot_work_fails_here_and_leaves_nothing(images: Path, temporary:
     assert not list(temporary.iterdir())
 
 
+def test_options_that_ask_for_more_than_steps_are_rehearsed_too(
+    images: Path, temporary: Path, tmp_path: Path
+) -> None:
+    """A pretrained autoencoder takes no steps; adaptive noise looks at the patches themselves."""
+    shape = {"fold": 1, "block_out_channels": (8, 8, 8)}
+    model = resolve("tiny", LONG).autoencoder.model.model_copy(update=shape)
+    Autoencoder(model).network.save_pretrained(tmp_path / "weights")
+    settings = [f"autoencoder.model.pretrained={tmp_path / 'weights'}", "autoencoder.model.fold=1",
+                "augment.adaptive.noise=true"]  # fmt: skip
+    stages = ["autoencoder", "augment"]
+    done = rehearse(images, "tiny", overrides=[*LONG, *settings], stages=stages)
+    assert [(one.plan.stage, one.seconds > 0) for one in done] == [
+        ("autoencoder", False), ("augment", True)
+    ]  # fmt: skip
+    assert not list(temporary.iterdir())
+
+
 def test_the_command_prints_costs_as_text_and_as_json(
     images: Path, temporary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = [word for setting in LONG for word in ("--set", setting)]
     command = ["pretrain", str(images), "-o", str(tmp_path / "run"), *settings,
-               "--dry-run", "--tflops", "2", "--stages", "dino"]  # fmt: skip
+               "--dry-run", "--tflops", "2", "--stages", "autoencoder,dino"]  # fmt: skip
     with pytest.raises(SystemExit) as stop:
         main(command)
     assert not stop.value.code
@@ -125,9 +143,10 @@ def test_the_command_prints_costs_as_text_and_as_json(
     with pytest.raises(SystemExit):
         main([*command, "--json"])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    (row,) = result["stages"]
-    assert row["seconds_per_step_here"] > 0
-    assert row["batch_here"] == BATCH
-    assert row["hours"] == pytest.approx(row["flops"] / (SHARE * 2e12) / 3600)
+    assert [row["stage"] for row in result["stages"]] == ["dino", "autoencoder"]
+    for row in result["stages"]:
+        assert row["seconds_per_step_here"] > 0
+        assert row["batch_here"] == BATCH
+        assert row["hours"] == pytest.approx(row["flops"] / (SHARE * 2e12) / 3600)
     assert not (tmp_path / "run").exists()
     assert not list(temporary.iterdir())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from helpers_pretrain import image_folder
 
 from pathgen.data.sources import ImageFolder
 from pathgen.errors import ConfigError
+from pathgen.progress import Silent
 from pathgen.recipes import read_recipe
 
 STUDY = Path(__file__).resolve().parents[1] / "benchmarks" / "gensis_gain"
@@ -143,6 +146,52 @@ def test_slides_are_those_of_the_table(study: Any, tmp_path: Path) -> None:
     lines = ["file,label,slide", *(f"test/{name},x,slide of {name}" for name in source.files[::-1])]
     (folder.parent / "labels.csv").write_text("\n".join(lines))
     assert study.data.slides_of(folder, source) == [f"slide of {name}" for name in source.files]
+
+
+# --- judging and the crew --------------------------------------------------------------------
+
+
+def colors(study: Any, root: Path, *sets: str) -> tuple[Any, Any, list[Any]]:
+    """A study of color histograms, where it is, and its pieces that train nothing."""
+    config = study.arms.StudyConfig(sets=sets, seeds=(0,), arms=("color",), device="cpu", k=1)
+    todo = [piece for piece in study.pieces.pieces(config) if piece.what == "color"]
+    return config, study.pieces.Place(root / "data", root / "out"), todo
+
+
+def labelled_set(root: Path, name: str) -> Path:
+    for split in ("train", "test"):
+        image_folder(root / "data" / name / split)
+    return root / "data" / name
+
+
+def test_judging_says_which_patches_of_which_slides_were_right(study: Any, tmp_path: Path) -> None:
+    """One test patch is a copy of a training patch of another class; the others are known."""
+    data = labelled_set(tmp_path, "set")
+    shutil.copyfile(data / "train" / "a" / "2.png", data / "test" / "b" / "4.png")
+    files = ImageFolder(data / "test").files
+    lines = ["file,slide", *(f"test/{name},slide of {name}" for name in reversed(files))]
+    (data / "labels.csv").write_text("\n".join(lines))
+    config, place, (piece,) = colors(study, tmp_path, "set")
+    study.pieces.do(piece, config, place, Silent())
+    judged = json.loads(piece.marker(place.out).read_text())
+    right = study.pieces.bits([judged["right"]["knn"]])[0].tolist()
+    assert right == [name != "b/4.png" for name in files]
+    assert judged["slides"] == [f"slide of {name}" for name in files]
+    assert judged["knn"] == pytest.approx(11 / 12)
+    assert (judged["n_train"], judged["n_test"]) == (12, 12)
+
+
+def test_a_crew_keeps_what_is_done_and_says_what_failed(study: Any, tmp_path: Path) -> None:
+    labelled_set(tmp_path, "there")
+    config, place, todo = colors(study, tmp_path, "there", "absent")
+    with pytest.raises(study.run.RunError, match=r"(?s)absent/seed-0/color failed.*Traceback"):
+        study.work.Crew(config, place, jobs=1).work(todo)
+    assert [piece.marker(place.out).exists() for piece in todo] == [True, False]
+    (line,) = (place.out / "times.jsonl").read_text().splitlines()
+    assert json.loads(line)["piece"] == "there/seed-0/color"
+    assert study.work.Crew(config, place, jobs=1).work(todo[:1]) < 1  # kept: nothing is started
+    with pytest.raises(study.work.Stopped):
+        study.work.Crew(config, place, jobs=1, minutes=0).work(todo)
 
 
 # --- results ---------------------------------------------------------------------------------

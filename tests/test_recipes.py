@@ -14,7 +14,7 @@ from helpers_pretrain import MINUTE, image_folder
 from pathgen.errors import ConfigError, RunError
 from pathgen.extract import load_encoder
 from pathgen.models.encoder import Encoder, EncoderConfig
-from pathgen.plan import plan_pretrain
+from pathgen.plan import extraction_flops, plan_pretrain
 from pathgen.pretraining import STAGES, PretrainConfig, PretrainResult, pretrain, resolve
 from pathgen.recipes import read_recipe, recipe_names
 from pathgen.rehearsal import rehearse
@@ -87,14 +87,17 @@ def test_recipes_in_a_circle_and_unknown_ones_are_refused(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("family", ["vits16", "vit-tiny"])
-def test_pathology_differs_from_imagenet_in_its_preset_alone(family: str) -> None:
+def test_pathology_differs_from_imagenet_in_its_views_and_mirrors_alone(family: str) -> None:
     natural, tissue = (resolve(f"{family}-{kind}") for kind in ("imagenet", "pathology"))
     assert tissue.dino.views.preset == "pathology"
     assert (tissue.dino.views.vertical_flip, tissue.dino.views.solarize) == (0.5, 0.0)
     assert natural.dino.views.solarize == 0.2
     for config in (natural, tissue):
         assert config.gen_dino.views == config.dino.views
-    same = {"name": True, "note": True, "dino": {"views"}, "gen_dino": {"views"}}
+    for config, mirrored in ((natural, False), (tissue, True)):
+        assert (config.autoencoder.flips, config.ldm.flips) == (mirrored, mirrored)
+    flips = {name: {"flips"} for name in ("autoencoder", "ldm")}
+    same = {"name": True, "note": True, "dino": {"views"}, "gen_dino": {"views"}, **flips}
     assert natural.model_dump(exclude=same) == tissue.model_dump(exclude=same)
 
 
@@ -161,6 +164,20 @@ def test_costs_follow_the_options() -> None:
     assert flops("gen-dino", "gen_dino.views.blend=pixel") == one
     assert flops("autoencoder", "autoencoder.perceptual_weight=1") > flops("autoencoder")
     assert flops("ldm", "ldm.model.kind=dit") != flops("ldm")
+    # One more look of the backbone at each patch of each step, at two views of it.
+    config = resolve("tiny")
+    look = extraction_flops(config.dino.encoder)  # 64 px, as the global views are
+    ldm, dino = config.ldm.optim, config.dino.optim
+    more = flops("ldm", "ldm.align_weight=0.5") - flops("ldm")
+    assert more == pytest.approx(look * ldm.steps * ldm.batch_size, rel=1e-6)
+    more = flops("dino", "dino.quality_weight=1") - plain
+    assert more == pytest.approx(2 * look * dino.steps * dino.batch_size, rel=1e-6)
+    judged, critic = "autoencoder.perceptual_weight=1", "autoencoder.discriminator_weight=1"
+    start = "autoencoder.discriminator_start=1000"
+    both = flops("autoencoder", judged, critic, start) - flops("autoencoder", judged)
+    late = (config.autoencoder.optim.steps - 1000) * config.autoencoder.optim.batch_size
+    more = both - (flops("autoencoder", critic, start) - flops("autoencoder"))
+    assert more == pytest.approx(look * late, rel=1e-6)
 
     def memory(*settings: str) -> int:
         (plan,) = plan_pretrain(resolve("tiny", settings), 1000, ["dino"])

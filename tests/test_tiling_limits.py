@@ -50,7 +50,7 @@ def _act(task: str) -> str:
 
 def test_each_way_to_end_is_told_apart() -> None:
     tasks = ["a", "segfault", "b", "exit", "hang", "c"]
-    results = dict(run_all(_act, tasks, workers=2, limit=4.0))
+    results = dict(run_all(_act, tasks, workers=2, limit=8.0))
     crashes = {i: r for i, r in results.items() if isinstance(r, Crashed)}
     assert {i: r for i, r in results.items() if i not in crashes} == {0: "A", 2: "B", 5: "C"}
     assert {i: crash.kind for i, crash in crashes.items()} == {1: "died", 3: "died", 4: "hung"}

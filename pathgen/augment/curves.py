@@ -23,7 +23,8 @@ BANDS = (0.1, 0.25, 0.75, 0.9)
 def interpolation_curves(painter: Painter) -> dict[str, Any] | None:
     """Cosines of images, drawn at six alphas from equal noise, to the two patches they blend.
 
-    As alpha grows, the cosine to the primary should rise and that to the secondary fall.
+    As alpha grows, the cosine to the primary should rise and that to the secondary fall. Each is
+    drawn once: no filter has a say.
 
     Returns:
         alphas, pairs; primary and secondary: mean, q10, q25, q75, q90 at each alpha;

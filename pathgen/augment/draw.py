@@ -131,8 +131,10 @@ class _Studio:
         }  # fmt: skip
 
     def finished(self) -> bool:
-        path = self.out / "done.json"
-        return path.exists() and read_json(path) == self.result
+        try:
+            return bool(read_json(self.out / "done.json") == self.result)
+        except FileNotFoundError:  # or just now removed by another process, which measures again
+            return False
 
     def clear(self, settings: Mapping[str, Any]) -> None:
         """Remove what is to be made anew. Raises BusyError when others are at work here."""

@@ -111,7 +111,9 @@ def _tell_cost(
     flow.check_stages(stages)
     resolved = flow.resolve(recipe, **choices)
     images = sum(len(source) for source in open_sources(stores))
-    plans = plan_pretrain(resolved, images, [s for s in stages if s not in resolved.given])
+    # In the order in which they are done, and rehearsed, however they were asked for.
+    wanted = [s for s in flow.STAGES if s in stages and s not in resolved.given]
+    plans = plan_pretrain(resolved, images, wanted)
     rows = [plan.to_dict() for plan in plans]
     notes = [f"{images:,} patches, recipe {resolved.name}"]
     if tflops:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import Attention  # older timm has it there alone
+
+# Older timm has it there alone.
+from timm.models.vision_transformer import Attention  # type: ignore[attr-defined]
 from torch import Tensor
 
 from pathgen.models.encoder import Encoder
@@ -39,4 +41,5 @@ def class_attention(encoder: Encoder, images: Tensor) -> Tensor | None:
     patches = weights[:, :, 0, backbone.num_prefix_tokens :]
     side = encoder.patch_size
     height, width = (length // side for length in images.shape[-2:])
-    return patches.reshape(*patches.shape[:2], height, width)
+    shown: Tensor = patches.reshape(*patches.shape[:2], height, width)
+    return shown

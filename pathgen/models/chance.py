@@ -9,22 +9,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
+import torch
 from timm.layers.drop import DropPath as TimmDropPath
 from torch import Tensor, nn
 
 from pathgen.parallel import Share
 
-_WHOLE = Share(0, 0, 0)
+
+class _Held(NamedTuple):
+    """A share as compiled code can read it: it is guarded by every number that it reads, and one
+    that changes, as `first` does from pass to pass, would be compiled again and again."""
+
+    share: Share
+    sizes: tuple[int, int]
+    """rows of the share and of the whole; equal for every whole batch, whatever its size"""
+    first: Tensor
+    """a scalar, on the CPU"""
+
+
+def _as_held(share: Share) -> _Held:
+    sizes = (0, 0) if share.is_whole else (share.size, share.total)
+    return _Held(share, sizes, torch.tensor(share.first))
+
+
 # Not a context variable: backward, which may run a forward pass again, has threads of its own.
-_held = _WHOLE
+_held = _as_held(Share(0, 0, 0))
 
 
 @contextmanager
 def holding(share: Share) -> Iterator[None]:
     """Inside, samples are `share`'s rows of a global batch."""
     global _held
-    before, _held = _held, share
+    before, _held = _held, _as_held(share)
     try:
         yield
     finally:
@@ -33,7 +51,7 @@ def holding(share: Share) -> Iterator[None]:
 
 def held() -> Share:
     """What `holding` said last."""
-    return _held
+    return _held.share
 
 
 def drawn(draw: Callable[[int], Tensor], count: int) -> Tensor:
@@ -41,15 +59,17 @@ def drawn(draw: Callable[[int], Tensor], count: int) -> Tensor:
 
     `count` may be a multiple of the rows held: several views of a batch one after the other.
     """
-    share = _held
-    if share.is_whole:
+    now = _held
+    size, total = now.sizes
+    if size == total:
         return draw(count)
-    if share.size == 0 or count % share.size:
-        raise ValueError(f"{count} samples are no whole number of views of {share.size} rows")
-    views = count // share.size
-    everyone = draw(views * share.total)
-    by_view = everyone.view(views, share.total, *everyone.shape[1:])
-    return by_view[:, share.rows].flatten(0, 1)
+    if size == 0 or count % size:
+        raise ValueError(f"{count} samples are no whole number of views of {size} rows")
+    views = count // size
+    everyone = draw(views * total)
+    rows = torch.arange(size, device=everyone.device) + now.first
+    by_view = everyone.view(views, total, *everyone.shape[1:])
+    return by_view.index_select(1, rows).flatten(0, 1)
 
 
 class DropPath(nn.Module):

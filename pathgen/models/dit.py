@@ -104,8 +104,8 @@ class Block(nn.Module):
         self.mlp_norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.qkv = nn.Linear(width, 3 * width)
         head = width // config.heads
-        self.query_norm = nn.RMSNorm(head, eps=1e-6) if config.qk_norm else nn.Identity()
-        self.key_norm = nn.RMSNorm(head, eps=1e-6) if config.qk_norm else nn.Identity()
+        self.query_norm = _HeadNorm(head, eps=1e-6) if config.qk_norm else nn.Identity()
+        self.key_norm = _HeadNorm(head, eps=1e-6) if config.qk_norm else nn.Identity()
         self.project = nn.Linear(width, width)
         self.mlp = nn.Sequential(
             nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width)
@@ -128,6 +128,15 @@ class Block(nn.Module):
         queries, keys = self.query_norm(queries), self.key_norm(keys)
         mixed = F.scaled_dot_product_attention(queries, keys, values)
         return cast(Tensor, self.project(mixed.transpose(1, 2).flatten(2)))
+
+
+class _HeadNorm(nn.RMSNorm):
+    """In the precision of its input: with the float32 weight that autocast leaves there is no fused
+    kernel, and torch warns of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = cast(Tensor, self.weight).to(x.dtype)
+        return F.rms_norm(x, tuple(self.normalized_shape), weight, self.eps)
 
 
 def wave_code(values: Tensor, width: int) -> Tensor:

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from torch import nn
+from torch.compiler import is_compiling
 from torch.utils.checkpoint import checkpoint
 
 from pathgen.errors import ConfigError
@@ -55,8 +56,8 @@ def _blocks(network: nn.Module) -> list[nn.Module]:
 
 def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
     def run(*inputs: Any, **settings: Any) -> Any:
-        share = held()
-        if share.is_whole:
+        # Compiled code draws no second time, and torch cannot compile a context.
+        if is_compiling() or (share := held()).is_whole:
             return checkpoint(forward, *inputs, use_reentrant=False, **settings)
         # Backward comes when another share may be held: it must draw for the same rows again.
         return checkpoint(

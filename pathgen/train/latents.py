@@ -80,11 +80,6 @@ def prepare_latents(
     return [LatentStore.open(part.path) for part in parts]
 
 
-def latent_bytes(autoencoder: Autoencoder, count: int, mirrors: int = 4) -> int:
-    """What the latents of `count` patches take, on disk or in memory."""
-    return count * mirrors * 2 * int(np.prod(autoencoder.latent_shape))
-
-
 def mirrored(images: Tensor, mirror: int) -> Tensor:
     """(..., H, W) as it is (0), left-right (1), upside down (2) or both (3)."""
     axes = [axis for bit, axis in ((1, -1), (2, -2)) if mirror & bit]
