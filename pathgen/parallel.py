@@ -108,12 +108,20 @@ def _control() -> Any:
     import torch.distributed as dist
 
     if not dist.is_initialized():
-        with_gpus = torch.cuda.is_available() and dist.is_nccl_available()
+        with_gpus = _has_gpu_each() and dist.is_nccl_available()
         if with_gpus:
             torch.cuda.set_device(local_rank())
         dist.init_process_group("cpu:gloo,cuda:nccl" if with_gpus else "gloo")
         atexit.register(_leave)
     return dist.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def _has_gpu_each() -> bool:
+    """Whether every process on this machine can have a GPU; on the CPU there may be more."""
+    import torch
+
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", count()))
+    return torch.cuda.is_available() and here <= torch.cuda.device_count()
 
 
 def join() -> None:

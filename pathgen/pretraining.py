@@ -28,6 +28,7 @@ from pathgen.recipes import read_recipe
 from pathgen.runs import Run, hold
 from pathgen.train.autoencoder import AutoencoderTrainConfig
 from pathgen.train.dino import DinoConfig
+from pathgen.train.engine import find_device
 from pathgen.train.ldm import LDMTrainConfig
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def check_stages(stages: Sequence[str]) -> None:
             "unknown stage",
             code="PG-C03",
             where=", ".join(unknown) or "(none)",
-            why=f"known: {', '.join(STAGES)}",
+            why=f"known stages: {', '.join(STAGES)}",
         )
 
 
@@ -181,6 +182,9 @@ def pretrain(
         recipe, overrides, seed=seed, device=device, workers=workers, from_encoder=from_encoder,
         from_autoencoder=from_autoencoder, from_augment=from_augment,
     )  # fmt: skip
+    for stage in set(stages) - set(config.given):  # before a folder is made
+        group = "ldm" if stage == "augment" else stage.replace("-", "_")
+        find_device(getattr(config, group).run.device)
     paths = [inputs] if isinstance(inputs, str | Path) else list(inputs)
     sources = open_sources([Path(path) for path in paths])
     folder = commit.writable_folder(Path(out))
@@ -229,19 +233,16 @@ class Flow:
 
     def do(self, stage: str) -> None:
         steps: dict[str, Callable[[], None]] = {
-            "dino": self.dino,
-            "autoencoder": self.autoencoder,
-            "ldm": self.ldm,
-            "augment": self.augment,
-            "gen-dino": self.gen_dino,
-        }
+            "dino": self.dino, "autoencoder": self.autoencoder, "ldm": self.ldm,
+            "augment": self.augment, "gen-dino": self.gen_dino,
+        }  # fmt: skip
         steps[stage]()
 
     def status(self, stage: str) -> str:
         if stage in self.config.given:
             return "left out, a finished one is given"
-        if (self.out / stage / "done.json").exists() and not self.overwrite:
-            return "finished before, kept"
+        if self._there(stage) and not self.overwrite:
+            return "finished before"
         return "going on" if (self.out / stage).exists() and not self.overwrite else "starting"
 
     def start(self, stage: str, config: Config, **inputs: str) -> Run:
@@ -271,9 +272,9 @@ class Flow:
         from pathgen.train.autoencoder import train_autoencoder
 
         config = self.config.autoencoder
-        there = "dino" in self.config.given or (self.out / "dino" / "done.json").exists()
         # Without a weight the encoder only says how alike reconstructions are to it.
-        judge = self._encoder("autoencoder") if config.perceptual_weight or there else None
+        wanted = config.perceptual_weight or self._there("dino")
+        judge = self._encoder("autoencoder") if wanted else None
         inputs = {"encoder": judge.id} if judge and config.perceptual_weight else {}
         run = self.start("autoencoder", config, **inputs)
         if not run.finished:
@@ -331,13 +332,16 @@ class Flow:
                 self.config.gen_dino, self.sources, run, augmentations, progress=self.progress
             )
 
+    def _there(self, stage: str) -> bool:
+        return stage in self.config.given or (self.out / stage / "done.json").exists()
+
     def _need(self, stage: str, wanted_by: str) -> None:
-        if not (self.out / stage / "done.json").exists():
+        if not self._there(stage):
+            missing = [s for s in STAGES[: STAGES.index(wanted_by)] if not self._there(s)]
             raise RunError(
-                f"the {wanted_by} stage needs a finished {stage} stage",
-                where=self.out.name,
-                hint=f"run it first, e.g. with --stages {stage},{wanted_by}",
-            )
+                f"the {wanted_by} stage needs a finished {stage} stage", where=self.out.name,
+                hint=f"run what is missing too: --stages {','.join([*missing, wanted_by])}",
+            )  # fmt: skip
 
     def _encoder(self, wanted_by: str) -> Encoder:
         from pathgen.extract import load_encoder

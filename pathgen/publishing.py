@@ -1,7 +1,7 @@
 """`pathgen publish`: a trained encoder as a folder to hand on.
 
     config.json  model.safetensors    what `load_encoder` and timm's ``local-dir:`` both read
-    README.md                         the card: data, recipe, figures, use, limits, licence
+    README.md                         the card: data, recipe, figures, use, limits, license
 
 The first two are what every run has in its `model/`; what publishing adds is the card, and the
 refusal of anything unfinished. Names of slides and places of files stay out of the card.
@@ -129,7 +129,7 @@ def card(facts: _Facts, name: str, license: str | None) -> str:
         "## Training\n\n" + _training(facts),
         "## Figures\n\n" + _tables({"training": facts.metrics, **facts.figures}),
         "## Use and limits\n\n" + USE,
-        "## Licence\n\n" + (license or f"{NO_LICENSE}: the licence of these weights, and what the "
+        "## License\n\n" + (license or f"{NO_LICENSE}: the license of these weights, and what the "
                             "owners of the training images allow. Until then: none is given."),
         f"Encoder `{encoder.id}` of run `{facts.run_id}`.",
     ]  # fmt: skip

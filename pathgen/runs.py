@@ -208,7 +208,8 @@ class Run:
         with draft(final) as folder:
             folder.mkdir()
             write_checkpoint(folder, step, states)
-        for old in self.checkpoints()[:-keep]:
+        # Later ones are damaged, else `step` would not be done again: they must not push it out.
+        for old in [path for path in self.checkpoints() if path.name <= final.name][:-keep]:
             discard(old / "COMPLETE")  # first, so that half a removal is no checkpoint
             discard(old)
         return final

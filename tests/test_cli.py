@@ -82,6 +82,33 @@ def test_mistakes_get_one_clear_message(
         assert word in err
 
 
+@pytest.mark.parametrize(
+    ("finished", "from_encoder", "count", "following"),
+    [
+        (["autoencoder"], None, "1 of 5", "--stages dino,ldm,augment,gen-dino"),
+        (["dino", "autoencoder"], None, "2 of 5", "pathgen extract-features"),
+        (["dino", "autoencoder"], "timm:vit", "1 of 4", "pathgen extract-features"),
+        (["autoencoder"], "timm:vit", "1 of 4", "--stages ldm,augment,gen-dino"),
+    ],
+)
+def test_pretrain_names_features_only_where_there_is_an_encoder(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    finished: list[str], from_encoder: str | None, count: str, following: str,
+) -> None:  # fmt: skip
+    pytest.importorskip("torch")
+    from pathgen import pretraining
+
+    result = pretraining.PretrainResult(
+        tmp_path, pretraining.PretrainConfig(from_encoder=from_encoder),
+        {stage: tmp_path / stage for stage in finished},
+    )  # fmt: skip
+    monkeypatch.setattr(pretraining, "pretrain", lambda *args, **options: result)
+    code, out, _ = run(capsys, "pretrain", tmp_path, "-o", tmp_path)
+    assert code == 0
+    assert f"{count} stages are finished" in out
+    assert following in out.splitlines()[-1]
+
+
 def test_an_unknown_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "tile", "x", "-o", "y", "--patch-sice", "3")
     assert code == 2

@@ -14,6 +14,7 @@ import torch
 from helpers_distributed import autoencoder, dino, dino_config, ldm, ldm_config, prepare
 from torch import Tensor
 
+from pathgen import parallel
 from pathgen.checkpoints import read_checkpoint
 from pathgen.errors import RunError, Stopped
 from pathgen.parallel import Share, whole
@@ -137,6 +138,17 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(two: Path) -> None:
     for problem in said(two, "odd"):
         assert problem["code"] == "PG-T06"
         assert problem["why"] == "7 patches for 2 processes"
+
+
+@pytest.mark.parametrize(("gpus", "expected"), [(0, False), (1, False), (2, True)])
+def test_gpus_are_taken_when_there_is_one_for_each_process(
+    gpus: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes on the CPU of a machine with one GPU must not ask for a second."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert parallel._has_gpu_each() == expected
 
 
 def test_shares_are_every_row_once() -> None:

@@ -112,8 +112,10 @@ def test_another_seed_gives_other_weights_and_is_refused_in_the_same_folder(
 def test_a_stage_that_needs_another_says_which(
     stage: str, missing: str, images: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(RunError, match=f"{stage} stage needs a finished {missing} stage"):
+    with pytest.raises(RunError, match=f"{stage} stage needs a finished {missing} stage") as said:
         pretrain(images, tmp_path / "run", "tiny", overrides=MINUTE, stages=[stage])
+    all_of_them = ",".join(STAGES[: STAGES.index(stage) + 1])
+    assert str(said.value).endswith(f"--stages {all_of_them}.")
 
 
 def test_inputs_that_go_wrong(images: Path, tmp_path: Path) -> None:
@@ -125,6 +127,9 @@ def test_inputs_that_go_wrong(images: Path, tmp_path: Path) -> None:
         pretrain(images, tmp_path / "run", "tiny", overrides=["dino.optim.learning_rate=1"])
     with pytest.raises(NoInputError, match="PG-N01"):
         pretrain(tmp_path / "nowhere", tmp_path / "run", "tiny")
+    for device, stage in (("gpu", "dino"), ("cuda:99", "augment")):
+        with pytest.raises(ConfigError, match="PG-C05"):
+            pretrain(images, tmp_path / "run", "tiny", device=device, stages=[stage])
     assert not (tmp_path / "run").exists()
 
 

@@ -125,7 +125,7 @@ def test_the_card_says_what_it_was_made_from_and_names_no_slide(run: Path, tmp_p
     assert json.loads((run / "data.json").read_text())["sources"][0]["id"] not in card
 
 
-def test_a_licence_that_is_given_leaves_no_gap(run: Path, tmp_path: Path) -> None:
+def test_a_license_that_is_given_leaves_no_gap(run: Path, tmp_path: Path) -> None:
     card = (publish(run, tmp_path / "e", license="cc-by-4.0") / "README.md").read_text()
     assert "license: cc-by-4.0" in card
     assert "FILL IN" not in card
@@ -171,4 +171,4 @@ def test_the_command_says_how_to_load_it(
     call = said.strip().rsplit(" or ", 1)[1]
     model = eval(call, {"timm": timm})  # noqa: S307 - what the command told its user to type
     assert model.num_features == load_encoder(tmp_path / "e", device="cpu").dim
-    assert "Fill in the licence" in said
+    assert "Fill in the license" in said

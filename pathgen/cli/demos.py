@@ -15,11 +15,11 @@ from pathgen.cli.options import (
     Overwrite,
     Quiet,
     Seed,
-    Set,
     Verbose,
     Workers,
     need_torch,
     processes,
+    setting,
 )
 from pathgen.cli.root import app
 from pathgen.console import Talk, guarded, shown
@@ -31,7 +31,7 @@ def demo_slides(
     out: Out,
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many slides.")] = 12,
     config: Config = None,
-    settings: Set = None,
+    settings: Annotated[list[str] | None, setting("pen=0.5")] = None,
     seed: Seed = 0,
     workers: Workers = None,
     overwrite: Overwrite = False,

@@ -10,15 +10,15 @@ import typer
 from pathgen.cli.options import (
     AsJson,
     Device,
+    LoaderWorkers,
     Out,
     Overwrite,
     Quiet,
     Resume,
     Seed,
-    Set,
     Verbose,
-    Workers,
     need_torch,
+    setting,
 )
 from pathgen.cli.options import Config as ConfigFile
 from pathgen.cli.root import evaluate_app
@@ -123,10 +123,10 @@ def probe(
     encoder: Of,
     out: Out,
     config: ConfigFile = None,
-    settings: Set = None,
+    settings: Annotated[list[str] | None, setting("optim.epochs=10")] = None,
     seed: Seed = None,
     device: Device = "auto",
-    workers: Workers = None,
+    workers: LoaderWorkers = None,
     resume: Resume = True,
     overwrite: Overwrite = False,
     as_json: AsJson = False,

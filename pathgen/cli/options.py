@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -12,12 +12,23 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the result.")
 Config = Annotated[
     Path | None, typer.Option("--config", "-c", help="YAML file of settings; options win over it.")
 ]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. tissue.mpp=4. Repeatable."),
-]
+
+
+def setting(example: str) -> Any:
+    """`--set`, with a setting that the command has."""
+    text = f"Any setting, e.g. {example}. Repeatable."
+    return typer.Option("--set", metavar="KEY=VALUE", help=text)
+
+
+Set = Annotated[list[str] | None, setting("tissue.mpp=4")]
 Workers = Annotated[
     int | None, typer.Option(min=0, help="Processes; 0 works in this one. Default: all cores.")
+]
+LoaderWorkers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", min=0, help="Processes that load patches; 0: this one. Default: as set, or 0."
+    ),
 ]
 ReaderName = Literal["auto", "openslide", "native", "tiffslide", "dicom", "omezarr", "flat"]
 Reader = Annotated[

@@ -39,7 +39,7 @@ def publish(
         "pathgen": f"pathgen.load_encoder({full!r})",
         "timm": f"timm.create_model({f'local-dir:{full}'!r}, pretrained=True)",
     }
-    gap = "" if license else f" Fill in the licence in {shown(place / 'README.md')}."
+    gap = "" if license else f" Fill in the license in {shown(place / 'README.md')}."
     Talk(quiet=quiet, as_json=as_json).result(
         {"out": place, "load": loads},
         f"The encoder and its card are in {shown(place)}.{gap}",

@@ -12,16 +12,16 @@ from pathgen.cli.options import (
     AsJson,
     Config,
     Device,
+    LoaderWorkers,
     Out,
     Overwrite,
     Plan,
     Quiet,
     Resume,
     Seed,
-    Set,
     Verbose,
-    Workers,
     need_torch,
+    setting,
 )
 from pathgen.cli.root import app
 from pathgen.console import Talk, guarded, shown, size, table
@@ -36,12 +36,16 @@ def pretrain(
     out: Out,
     recipe: Annotated[str, typer.Option(help="A recipe's name, or a YAML file.")] = "tiny",
     stages: Annotated[
-        str, typer.Option(help="Some of dino,autoencoder,ldm,augment,gen-dino.")
+        str,
+        typer.Option(
+            help="Some of dino, autoencoder, ldm, augment, gen-dino, with commas. Default: all.",
+            show_default=False,
+        ),
     ] = "dino,autoencoder,ldm,augment,gen-dino",
-    settings: Set = None,
+    settings: Annotated[list[str] | None, setting("dino.optim.epochs=50")] = None,
     seed: Seed = None,
     device: Device = "auto",
-    workers: Workers = None,
+    workers: LoaderWorkers = None,
     from_encoder: Annotated[
         str | None,
         typer.Option(help="A finished encoder in place of the dino stage, as for a second round."),
@@ -85,11 +89,17 @@ def pretrain(
         stores, out, recipe, stages=chosen, overwrite=overwrite or not resume,
         progress=talk.progress, **choices,
     )  # fmt: skip
+    own = [stage for stage in flow.STAGES if stage not in result.config.given]
+    left = [stage for stage in own if stage not in result.stages]
+    following = f"the same command with --stages {','.join(left)}"
+    if {"dino", "gen-dino"} & result.stages.keys():
+        following = (
+            f"pathgen extract-features {shown(stores[0])} --encoder {shown(out)} -o features/"
+        )
     talk.result(
         {"out": out, "stages": dict(result.stages)},
-        f"{len(result.stages)} of {len(flow.STAGES) - len(result.config.given)} stages are "
-        f"finished in {shown(out)}.",
-        f"pathgen extract-features {shown(stores[0])} --encoder {shown(out)} -o features/",
+        f"{len(own) - len(left)} of {len(own)} stages are finished in {shown(out)}.",
+        following,
     )
 
 
@@ -155,7 +165,7 @@ def extract_features(
     encoder: Annotated[str, typer.Option(help="A run, a stage or model folder, or timm:NAME.")],
     out: Out,
     batch_size: Annotated[int | None, typer.Option(min=1)] = None,
-    workers: Workers = None,
+    workers: LoaderWorkers = None,
     device: Device = "auto",
     resume: Resume = True,
     overwrite: Overwrite = False,
@@ -201,7 +211,7 @@ def train_mil(
         int | None, typer.Option(min=2, help="Cross-validation folds. Default: 5.")
     ] = None,
     config: Config = None,
-    settings: Set = None,
+    settings: Annotated[list[str] | None, setting("model.pooling=mean")] = None,
     seed: Seed = None,
     device: Device = "auto",
     resume: Resume = True,

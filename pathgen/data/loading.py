@@ -26,7 +26,7 @@ from pathgen.errors import NoInputError, PathgenError
 Batch = TypeVar("Batch")
 
 #: What a stream of chance is for; numbers are part of every result and never change.
-ORDER, VIEWS, SYNTHETIC, BLEND, FLIPS, NEIGHBORS, SECOND = range(7)
+ORDER, VIEWS, SYNTHETIC, BLEND, FLIPS, NEIGHBORS, SECOND, PICK = range(8)
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:

@@ -248,7 +248,8 @@ class ViewMaker:
         if self.counterparts is None or self.config.blend == "off":
             return None, 0.0
         n = len(indices)
-        chance = loading.generator(self.seed, loading.BLEND, step).random(n)
+        # Not of `BLEND`: numpy takes (seed, purpose, step) for (seed, purpose, step, 0), a view's.
+        chance = self._chance(loading.PICK, step, n)
         picked = self.counterparts.interpolated.pick(indices, chance)
         has_one = picked >= 0
         blended = float(has_one.mean())

@@ -136,7 +136,7 @@ class _HeadNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = cast(Tensor, self.weight).to(x.dtype)
-        return F.rms_norm(x, tuple(self.normalized_shape), weight, self.eps)
+        return F.rms_norm(x, list(self.normalized_shape), weight, self.eps)
 
 
 def wave_code(values: Tensor, width: int) -> Tensor:

@@ -43,7 +43,7 @@ def _read(recipe: str | Path, above: tuple[str, ...]) -> dict[str, Any]:
             "unknown recipe",
             code="PG-C02",
             where=recipe,
-            why=f"known: {', '.join(known)}; or the path of a .yaml file",
+            why=f"known recipes: {', '.join(known)}; or the path of a .yaml file",
             hint=f"did you mean {close[0]!r}?" if close else None,
         )
     base = values.pop("extends", None)

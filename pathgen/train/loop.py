@@ -141,7 +141,6 @@ class _Loop:
         self.micro = share.parts(self.config.accumulate)
         self.passes = [_wrapped(objective) for objective in stage.objectives]
         self.bad = torch.full((), -1, dtype=torch.long, device=self.engine.device)
-        self.clock = _Clock(stage.batch_size)
         self.events: EventFile | None = None
         self.saved = -1
 
@@ -149,6 +148,7 @@ class _Loop:
         if self.config.tensorboard and parallel.leads() and start < self.stage.steps:
             self.events = EventFile(self.run.path / "tensorboard", start)
         self.saved = start or -1
+        clock = _Clock(self.stage.batch_size, start)
         batches = stop.batches(self.stage.batches(start, self.share))
         done, steps, note = start, self.stage.steps, ""
         for step in range(start, steps):
@@ -160,7 +160,7 @@ class _Loop:
             done = step + 1
             due = step % self.config.log_every == 0 or done == steps
             if due:
-                note = self._log(step, terms, norm, self.stage.facts(batch), rates)
+                note = self._log(step, terms, norm, self.stage.facts(batch), rates, clock)
             elif self.engine.is_exact and parallel.count() == 1:
                 note = f"loss {float(terms['loss']):.3f}"
             self._show(batch, step)
@@ -262,6 +262,7 @@ class _Loop:
         norm: Tensor,
         facts: Mapping[str, float],
         rates: Mapping[str, float],
+        clock: _Clock,
     ) -> str:
         """One line in the logs, means over all processes; what to show beside the bar."""
         known = torch.tensor(list(facts.values()), dtype=torch.float32, device=norm.device)
@@ -269,7 +270,7 @@ class _Loop:
         numbers = parallel.mean(torch.cat([values, known])).tolist()
         self._ask()
         told = dict(zip([*terms, "gradient_norm", *facts], numbers, strict=True))
-        rate = self.clock.rate(step + 1)
+        rate = clock.rate(step + 1)
         told |= {**rates, "images_per_second": rate}
         self.run.log(step, **told)
         if self.events is not None:
@@ -305,14 +306,13 @@ _GRADIENT = "a gradient is not finite"
 class _Clock:
     """Images a second since the last time it was asked."""
 
-    def __init__(self, batch_size: int) -> None:
+    def __init__(self, batch_size: int, done: int) -> None:
         self.batch_size = batch_size
-        self.time, self.done = time.monotonic(), -1
+        self.time, self.done = time.monotonic(), done
 
     def rate(self, done: int) -> float:
         now = time.monotonic()
-        steps = done - self.done if self.done >= 0 else 1
-        rate = steps * self.batch_size / max(now - self.time, 1e-9)
+        rate = (done - self.done) * self.batch_size / max(now - self.time, 1e-9)
         self.time, self.done = now, done
         return rate
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -57,6 +57,12 @@ class ProbeConfig(Config):
     judge_every: int = Field(default=1, ge=1)
     """epochs between two looks at the images that are judged"""
     run: RunConfig = Field(default_factory=RunConfig)
+
+    @model_validator(mode="after")
+    def _center_fits(self) -> ProbeConfig:
+        if self.resize < self.image_size:
+            raise ValueError("resize must not be less than image_size, which is cut out of it")
+        return self
 
 
 class LabelledBatch(NamedTuple):
@@ -171,10 +177,10 @@ class _Probe(Stage[LabelledBatch]):
         return {"loss": F.cross_entropy(self.head(features).float(), batch.labels)}
 
     def after(self, step: int) -> None:
-        epoch, rest = divmod(step + 1, self.epoch)
-        done = step + 1 == self.steps
-        if done or (rest == 0 and epoch % self.config.judge_every == 0):
-            self.history.accuracy[max(1, epoch)] = self._accuracy()
+        epoch, place = divmod(step, self.epoch)
+        epoch, is_over = epoch + 1, place + 1 == self.epoch
+        if step + 1 == self.steps or (is_over and epoch % self.config.judge_every == 0):
+            self.history.accuracy[epoch] = self._accuracy()
 
     @torch.no_grad()
     def _accuracy(self) -> float:

@@ -303,5 +303,6 @@ def _check_folder(path: Path) -> str:
         return "DICOM"
     raise SlideError(
         "not a slide", code="PG-S02", where=path.name, why="it is a folder",
-        hint="give a slide file, or use `pathgen tile` for a folder of slides",
+        hint="give a slide file or a store; `pathgen tile` takes a folder of slides, and "
+        "`pathgen report` what pathgen wrote",
     )  # fmt: skip
