@@ -84,9 +84,10 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
     return values
 
 
-def to_yaml(config: Config) -> str:
-    """The whole config, every default written out."""
-    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+def to_yaml(config: Config | Mapping[str, Any]) -> str:
+    """The whole config, every default written out; or such plain values."""
+    values = config.model_dump(mode="json") if isinstance(config, Config) else dict(config)
+    text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     return text
 
 

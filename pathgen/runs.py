@@ -306,6 +306,12 @@ class Run:
         )
         if difference is not None:
             name, old, new = difference
+            if name.startswith("inputs."):
+                raise RunError(
+                    "this folder holds a run on other patches or models", where=self.path,
+                    why=f"{name.removeprefix('inputs.')}: it has {old}, asked for {new}",
+                    hint="give what it was started with, choose another --out, or --overwrite",
+                )  # fmt: skip
             raise RunError(
                 "this folder holds a run with other settings", where=self.path,
                 why=f"{name.removeprefix('config.')}: it has {old}, asked for {new}",

@@ -25,6 +25,7 @@ LAYERS = [
     ["extract"],
     ["evaluate"],
     ["augment"],
+    ["pretrainconfig"],
     ["pretraining", "publishing", "report"],
     ["plan", "console", "demo", "doctor"],
     ["rehearsal"],

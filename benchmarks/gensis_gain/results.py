@@ -25,7 +25,7 @@ def write_results(study: StudyConfig, place: Place) -> str:
         "settings": settings(study),
         "sets": found,
         "generator": {name: generator_results(name, study, place) for name in study.sets},
-        "core_hours": core_hours(place.out),
+        "piece_hours": piece_hours(place.out),
     }
     commit.write_json(place.out / "study.json", values)
     text = "\n\n".join([table(name, found[name]) for name in study.sets])
@@ -83,7 +83,7 @@ def generator_results(name: str, study: StudyConfig, place: Place) -> list[dict[
     return found
 
 
-def core_hours(out: Path) -> float:
+def piece_hours(out: Path) -> float:
     """Of all pieces together, as the clock ran beside them."""
     path = out / "times.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []

@@ -177,7 +177,7 @@ def extract_features(
     need_torch()
     from pathgen import extract
     from pathgen.config import build as build_config
-    from pathgen.data.sources import open_sources
+    from pathgen.data.sources import classes_of, open_sources
 
     talk = Talk(quiet=quiet, as_json=as_json)
     given = {"batch_size": batch_size, "workers": workers, "device": device}
@@ -190,10 +190,13 @@ def extract_features(
         model, sources, out, config, overwrite=overwrite or not resume, progress=talk.progress
     )
     vectors = sum(len(source) for source in sources)
+    following = f"pathgen train-mil {shown(out)} --labels labels.csv -o mil/"
+    if all(classes_of(source) for source in sources):
+        following = f"pathgen evaluate knn {shown(out)} --test OTHER"
     talk.result(
         {"out": out, "stores": len(paths), "features": vectors, "dim": model.dim},
         f"{vectors:,} features of {model.dim} numbers in {len(paths)} stores in {shown(out)}.",
-        f"pathgen train-mil {shown(out)} --labels labels.csv -o mil/",
+        following,
     )
 
 

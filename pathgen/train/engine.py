@@ -120,6 +120,8 @@ class Engine:
         problem = compile_problem(self.device)
         if problem is None:
             self.is_compiled = True
+            # Graphs of earlier stages, of the same classes, would count towards dynamo's limit.
+            torch._dynamo.reset()
             for part in (part for network in networks for part in _called(network)):
                 part.compile()
         elif self.config.compile is True:

@@ -56,7 +56,8 @@ def prepare_latents(
         mirrors: 1: the patches as they are; 2: left-right mirror images too; 4: also upside down
             and both.
         autocast: opens the precision to compute in, as `Engine.autocast`.
-        precision: its name, for the provenance.
+        precision: what was asked for, for the provenance: another device may make of "auto" what
+            it can.
         workers: processes that decode patches; 0: this one.
 
     Raises:

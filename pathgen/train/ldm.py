@@ -140,7 +140,7 @@ def _latents(
     def prepare() -> Any:
         return prepare_latents(
             autoencoder, sources, folder, mirrors=4 if config.flips else 1,
-            autocast=engine.autocast, precision=engine.precision, workers=config.run.workers,
+            autocast=engine.autocast, precision=config.run.precision, workers=config.run.workers,
             progress=progress or Silent(),
         )  # fmt: skip
 

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
+from pathgen import parallel
 from pathgen.config import Config
 from pathgen.data import loading
 from pathgen.data.augmentation import crop, draw_boxes, turn
@@ -185,24 +186,41 @@ class _Probe(Stage[LabelledBatch]):
     @torch.no_grad()
     def _accuracy(self) -> float:
         """Share of the judged images whose class is found."""
-        right = 0
-        batch = max(1, min(self.batch_size, 256))
-        for first in range(0, len(self.judge), batch):
-            rows = np.arange(first, min(first + batch, len(self.judge)))
-            images = torch.cat([self._judged(row) for row in rows.tolist()]).to(self.engine.device)
+        made = _Centers(self.judge, self.truth, self.config)
+        device = self.engine.device
+        right = torch.zeros((), device=device)
+        for batch in stream(
+            made, workers=self.config.run.workers, start_step=0, steps=made.steps,
+            pin_memory=device.type == "cuda",
+        ):  # fmt: skip
+            images = batch.images.to(device, non_blocking=True).float() / 255
             with self.engine.autocast():
                 logits = self.head(self.encoder.class_tokens(images, self.config.blocks))
-            right += int((logits.argmax(1).cpu().numpy() == self.truth[rows]).sum())
-        return right / len(self.judge)
+            right += (logits.argmax(1) == batch.labels.to(device, non_blocking=True)).sum()
+        return float(parallel.mean(right)) * parallel.count() / len(self.judge)
 
-    def _judged(self, row: int) -> Tensor:
-        """(1, 3, S, S): shorter side resized, then the center."""
-        (image,) = self.judge.images([row])
-        pixels = as_tensor(image)[None].float() / 255
+
+class _Centers(Steps[LabelledBatch]):
+    """This process's part of the images that are judged: resized, then the middle, uint8."""
+
+    def __init__(self, patches: PatchDataset, truth: Any, config: ProbeConfig) -> None:
+        self.patches, self.truth, self.config = patches, truth, config
+        self.rows = np.arange(parallel.rank(), len(patches), parallel.count())
+        self.size = max(1, min(config.optim.batch_size, 256))
+        self.steps = -(-len(self.rows) // self.size)
+
+    def batch(self, step: int) -> LabelledBatch:
+        rows = self.rows[step * self.size : (step + 1) * self.size]
+        images = torch.cat([self._middle(as_tensor(i)) for i in self.patches.images(rows)])
+        return LabelledBatch(images, torch.from_numpy(self.truth[rows].copy()))
+
+    def _middle(self, image: Tensor) -> Tensor:
+        """(3, H, W) -> (1, 3, S, S): shorter side resized, then the center."""
         side, middle = self.config.resize, self.config.image_size
-        large = resize(pixels, side)
+        large = resize(image[None].float() / 255, side)
         start = (side - middle) // 2
-        return large[..., start : start + middle, start : start + middle]
+        part = large[..., start : start + middle, start : start + middle]
+        return (part * 255).round().to(torch.uint8)
 
 
 class _Crops(Steps[LabelledBatch]):
