@@ -40,8 +40,8 @@ def test_settings_that_cannot_change_a_result_may_change(tmp_path: Path) -> None
         (StageConfig(rate=0.2), {"a": "1"}, "rate: it has 0.1, asked for 0.2"),
         (StageConfig(net=NetConfig(width=5)), {"a": "1"}, "net.width: it has 3, asked for 5"),
         (StageConfig(run=RunConfig(seed=1)), {"a": "1"}, "run.seed: it has 0, asked for 1"),
-        (StageConfig(), {"a": "2"}, "inputs.a: it has 1, asked for 2"),
-        (StageConfig(), {"a": "1", "b": "2"}, "inputs.b: it has nothing, asked for 2"),
+        (StageConfig(), {"a": "2"}, "other patches or models"),
+        (StageConfig(), {"a": "1", "b": "2"}, "b: it has nothing, asked for 2"),
     ],
 )
 def test_another_setting_is_refused_by_name(
