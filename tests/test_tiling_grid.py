@@ -63,7 +63,8 @@ def test_the_grid_holds_exactly_the_whole_patches(
     plan = ReadPlan.for_spec(slide, spec)
     grid = TileGrid.over(slide, spec, plan)
     step = np.array(plan.side) * (spec.size - spec.overlap) / spec.size
-    np.testing.assert_array_equal(grid.coords, np.rint(grid.cells[:, ::-1] * step))
+    # Half a pixel may be rounded either way: the two sums differ in their last bit.
+    assert np.abs(grid.coords - grid.cells[:, ::-1] * step).max(initial=0) <= 0.5 + 1e-6
     ends = grid.coords + plan.side
     assert (ends <= np.array(slide.size) + 0.51).all()
     for axis, length in enumerate(slide.size):
