@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_type_hints
 
@@ -26,7 +27,8 @@ def save_model(path: Path | str, model: nn.Module) -> None:
 
     The model must have been built as ``Model(config)`` and carry that config as `model.config`.
     Where its class names a `stored_part`, the file has that part's weights under the part's own
-    names, and `model.stored_facts()` goes into `config.json`: others can read them too.
+    names, and `model.stored_facts()` goes into `config.json`: others can read them too. Classes
+    that share a name `stored_as` are told apart by the config.
     """
     from safetensors.torch import save_file
 
@@ -34,7 +36,7 @@ def save_model(path: Path | str, model: nn.Module) -> None:
     description = {
         "format": MODEL_FORMAT,
         "version": MODEL_VERSION,
-        "model": type(model).__name__,
+        "model": _kind(type(model)),
         "config": config.model_dump(mode="json"),
     }
     prefix = _prefix(type(model))
@@ -56,6 +58,8 @@ def save_model(path: Path | str, model: nn.Module) -> None:
 def load_model(path: Path | str, cls: type[Model]) -> Model:
     """Build ``cls(config)`` from a model folder, or a run's `model/`, and load its weights.
 
+    Where the config says which of several classes it is, ``cls.of_config(config)`` builds it.
+
     The class is the caller's: a name in the file is only compared, never imported. The returned
     model is on the CPU and in eval mode.
 
@@ -72,13 +76,14 @@ def load_model(path: Path | str, cls: type[Model]) -> Model:
             "not a model this version reads", where=path,
             why=f"format {description.get('format')!r}, version {description.get('version')!r}",
         )  # fmt: skip
-    if description.get("model") != cls.__name__:
+    if description.get("model") != _kind(cls):
         raise RunError(
             "this folder holds another kind of model", where=path,
-            why=f"it is {description.get('model')!r}, needed is {cls.__name__!r}",
+            why=f"it is {description.get('model')!r}, needed is {_kind(cls)!r}",
         )  # fmt: skip
     config_class = get_type_hints(cls.__init__)["config"]
-    model = cls(build(config_class, description["config"], where=str(path)))
+    make: Callable[[Any], Model] = getattr(cls, "of_config", cls)
+    model = make(build(config_class, description["config"], where=str(path)))
     try:
         weights = load_file(path / "model.safetensors")
     except (OSError, SafetensorError) as error:
@@ -88,6 +93,11 @@ def load_model(path: Path | str, cls: type[Model]) -> Model:
     require_equal_shapes(model.state_dict(), weights, where=path)
     model.load_state_dict(weights)
     return model.eval()
+
+
+def _kind(cls: type[nn.Module]) -> str:
+    """What a model folder calls the class."""
+    return getattr(cls, "stored_as", cls.__name__)
 
 
 def _prefix(cls: type[nn.Module]) -> str:

@@ -267,13 +267,13 @@ class Flow:
             )  # fmt: skip
 
     def _encoder(self, wanted_by: str) -> Encoder:
-        from pathgen.extract import load_encoder
+        from pathgen.encoders import load_trained
 
         device = self.config.dino.run.device
         if self.config.from_encoder:
-            return load_encoder(self.config.from_encoder, device=device)
+            return load_trained(self.config.from_encoder, device=device)
         self._need("dino", wanted_by)
-        return load_encoder(self.out / "dino", device=device)
+        return load_trained(self.out / "dino", device=device)
 
     def _autoencoder(self, wanted_by: str) -> Autoencoder:
         from pathgen.models.autoencoder import Autoencoder
@@ -291,12 +291,15 @@ class Flow:
         from pathgen.extract import extract_features
         from pathgen.stores.features import FeatureStore
 
+        settings = self.config.features
+        if settings.precision == "auto":  # the E-LDM and the filter compute embeddings in full
+            settings = settings.model_copy(update={"precision": "fp32"})
         paths = parallel.first(
             lambda: extract_features(
                 encoder,
                 self.sources,
                 self.out / "features",
-                self.config.features,
+                settings,
                 overwrite=self.overwrite and not self.extracted,
                 progress=self.progress,
             )

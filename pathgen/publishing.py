@@ -63,12 +63,12 @@ def publish(
         StorageError: PG-O21, something else is at `out`.
         ConfigError: PG-C01, a file of metrics cannot be read.
     """
-    from pathgen.extract import load_encoder
+    from pathgen.encoders import load_trained
 
     out, stage = Path(out), _stage(Path(run))
     _free(out, overwrite)
     figures = {Path(path).stem: _figures(Path(path)) for path in metrics}
-    encoder = load_encoder(stage.path, device="cpu")
+    encoder = load_trained(stage.path, device="cpu")
     facts = _Facts.of(stage, encoder, figures)
     writable_folder(out.parent)
     with draft(out) as folder:

@@ -112,7 +112,7 @@ def test_many_tiles_are_compressed_without_a_time(
 
 
 def test_what_is_not_a_number_is_written_as_qupath_reads_it() -> None:
-    assert [qupath._number(value) for value in (float("nan"), 0.25, 1)] == ["NaN", 0.25, 1.0]
+    assert [qupath.number(value) for value in (float("nan"), 0.25, 1)] == ["NaN", 0.25, 1.0]
 
 
 @pytest.mark.parametrize(

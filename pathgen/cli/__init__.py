@@ -11,12 +11,17 @@ import sys
 from collections.abc import Sequence
 
 from pathgen.cli import (  # noqa: F401 - each adds its commands
+    datasets,
     demos,
     doctor,
+    encoders,
     exchange,
+    features,
+    heatmaps,
     judging,
     natural,
     publishing,
+    slidelevel,
     slides,
     stores,
     training,

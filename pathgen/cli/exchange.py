@@ -16,7 +16,7 @@ from pathgen.progress import counted
 
 Format = Literal[
     "clam", "clam-pixels", "trident", "torchmil", "stamp", "slideflow", "webdataset", "folder",
-    "qupath",
+    "qupath", "anndata",
 ]  # fmt: skip
 #: Exit code when verification finds an error.
 UNUSABLE = 8
@@ -42,6 +42,9 @@ def export_command(
     shard_size: Annotated[
         int, typer.Option(min=1, help="Patches in a tar, for webdataset.")
     ] = 10_000,
+    one_file: Annotated[
+        bool, typer.Option("--one-file", help="All slides in one file, for anndata.")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -51,7 +54,9 @@ def export_command(
     from pathgen.exchange import ExportConfig, export_stores
 
     talk = Talk(quiet=quiet, as_json=as_json)
-    config = ExportConfig(encoder=encoder, slide_suffix=slide_suffix, shard_size=shard_size)
+    config = ExportConfig(
+        encoder=encoder, slide_suffix=slide_suffix, shard_size=shard_size, one_file=one_file
+    )
     report = export_stores(
         stores, out, form, config, labels=labels, overwrite=overwrite, progress=talk.progress
     )

@@ -125,45 +125,16 @@ def evaluate_fid(
     Talk(quiet=quiet, as_json=as_json).result(values, text)
 
 
-@evaluate_app.command("mil")
-@guarded
-def evaluate_mil(
-    predictions: Annotated[Path, typer.Argument(help="A predictions.csv, or the folder with it.")],
-    targets: Annotated[
-        Path | None, typer.Option(help="CSV with slide and label; default: the label column.")
-    ] = None,
-    label_column: Annotated[str | None, typer.Option(help="If it is not called label.")] = None,
-    patient_column: Annotated[
-        str | None, typer.Option(help="If the targets' one is not called patient.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="JSON file for the result.")
-    ] = None,
-    seed: Seed = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
-    """Slide-level metrics of a predictions file, with intervals."""
-    from pathgen import commit
-    from pathgen.evaluate.judgement import summary
-    from pathgen.evaluate.predictions import evaluate_predictions
-
-    values = evaluate_predictions(
-        predictions, targets=targets, label_column=label_column, patient_column=patient_column,
-        seed=seed or 0,
-    )  # fmt: skip
-    if out:
-        commit.write_json(out, values)
-    Talk(quiet=quiet, as_json=as_json).result(values, summary(values))
-
-
 @app.command()
 @guarded
 def report(
     folder: Annotated[Path, typer.Argument(help="Any folder that pathgen wrote.")],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Default: report.html in the folder.")
+    ] = None,
+    tiles: Annotated[
+        Path | None,
+        typer.Option(help="Folder of `tile`, for thumbnails, where the folder holds none."),
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -173,5 +144,5 @@ def report(
     from pathgen.report import write_report
 
     talk = Talk(quiet=quiet, as_json=as_json)
-    page = write_report(folder, out, progress=talk.progress)
+    page = write_report(folder, out, tiles=tiles, progress=talk.progress)
     talk.result({"report": page}, f"{shown(page)} is ready.", "open it in a browser")

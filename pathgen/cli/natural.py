@@ -159,9 +159,9 @@ def probe(
 
 
 def _loaded(name: str, device: str) -> Encoder:
-    from pathgen.extract import load_encoder
+    from pathgen.encoders import load_trained
 
-    return load_encoder(name, device=device)
+    return load_trained(name, device=device)
 
 
 def _say(talk: Talk, values: dict[str, Any], text: str, out: Path | None) -> None:

@@ -126,7 +126,7 @@ def tile(
         tell_columns(slides)
     report = tile_slides(
         slides, out, chosen, masks=masks, workers=workers,
-        machines=_machines(dask, slurm, workers), overwrite=overwrite or not resume, plan=plan,
+        machines=machines_of(dask, slurm, workers), overwrite=overwrite or not resume, plan=plan,
         slide_timeout=None if slide_timeout is None else slide_timeout * 60,
         progress=talk.progress,
     )  # fmt: skip
@@ -210,7 +210,8 @@ def tile_config(
     return build(TileConfig, values, where=str(config or ""))
 
 
-def _machines(dask: str | None, slurm: str | None, workers: int | None) -> Machines | None:
+def machines_of(dask: str | None, slurm: str | None, workers: int | None) -> Machines | None:
+    """Where ``--dask`` and ``--slurm`` say to work; None = here."""
     if dask is None and slurm is None:
         return None
     from pathgen.tiling.cluster import Machines

@@ -156,65 +156,65 @@ def _tell_cost(
     talk.result({"images": images, "stages": rows}, text, then)
 
 
-@app.command("extract-features")
-@guarded
-def extract_features(
-    stores: Annotated[
-        list[Path], typer.Argument(help="Patch stores, folders of them, or image folders.")
-    ],
-    encoder: Annotated[str, typer.Option(help="A run, a stage or model folder, or timm:NAME.")],
-    out: Out,
-    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
-    workers: LoaderWorkers = None,
-    device: Device = "auto",
-    resume: Resume = True,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
-    """One feature vector per patch, one feature store per slide."""
-    need_torch()
-    from pathgen import extract
-    from pathgen.config import build as build_config
-    from pathgen.data.sources import classes_of, open_sources
-
-    talk = Talk(quiet=quiet, as_json=as_json)
-    given = {"batch_size": batch_size, "workers": workers, "device": device}
-    config = build_config(
-        extract.ExtractConfig, {key: value for key, value in given.items() if value is not None}
-    )
-    sources = open_sources(stores)
-    model = extract.load_encoder(encoder, device=device)
-    paths = extract.extract_features(
-        model, sources, out, config, overwrite=overwrite or not resume, progress=talk.progress
-    )
-    vectors = sum(len(source) for source in sources)
-    following = f"pathgen train-mil {shown(out)} --labels labels.csv -o mil/"
-    if all(classes_of(source) for source in sources):
-        following = f"pathgen evaluate knn {shown(out)} --test OTHER"
-    talk.result(
-        {"out": out, "stores": len(paths), "features": vectors, "dim": model.dim},
-        f"{vectors:,} features of {model.dim} numbers in {len(paths)} stores in {shown(out)}.",
-        following,
-    )
-
-
 @app.command("train-mil")
 @guarded
 def train_mil(
     features: Annotated[list[Path], typer.Argument(help="Feature stores, or folders of them.")],
-    labels: Annotated[Path, typer.Option(help="CSV with slide, label and perhaps patient.")],
+    labels: Annotated[
+        Path, typer.Option(help="CSV with slide, label and perhaps patient, site and group.")
+    ],
     out: Out,
-    label_column: Annotated[str | None, typer.Option(help="If it is not called label.")] = None,
-    patient_column: Annotated[
-        str | None, typer.Option(help="If it is not called patient. Patients never part.")
+    head: Annotated[
+        str | None,
+        typer.Option(
+            help="abmil (default), abmil-plain, mean, max, instance-max, clam-sb, clam-mb, "
+            "transmil, dsmil, dtfd or transformer."
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="classes (default), ordinal, regression or survival."),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(help="All classes in their order, with commas. Default: those of the labels."),
     ] = None,
     folds: Annotated[
         int | None, typer.Option(min=2, help="Cross-validation folds. Default: 5.")
     ] = None,
+    repeats: Annotated[
+        int | None, typer.Option(min=1, help="All of it so often, with other seeds. Default: 1.")
+    ] = None,
+    splits: Annotated[
+        Path | None, typer.Option(help="CSV of slide, split, part in place of folds.")
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="A named protocol; see `pathgen datasets protocols`.")
+    ] = None,
+    shuffle_labels: Annotated[
+        int | None,
+        typer.Option(min=0, help="A seed: train on labels dealt out anew, to see what is chance."),
+    ] = None,
+    label_column: Annotated[str | None, typer.Option(help="If it is not called label.")] = None,
+    patient_column: Annotated[
+        str | None, typer.Option(help="If it is not called patient. Patients never part.")
+    ] = None,
+    site_column: Annotated[str | None, typer.Option(help="If it is not called site.")] = None,
+    group_column: Annotated[
+        str | None, typer.Option(help="If it is not called group. Slides of a group never part.")
+    ] = None,
+    time_column: Annotated[
+        str | None, typer.Option(help="Of survival, if it is not called time.")
+    ] = None,
+    event_column: Annotated[
+        str | None, typer.Option(help="Of survival, if it is not called event.")
+    ] = None,
+    encoder_run: Annotated[
+        Path | None,
+        typer.Option(help="The pretraining run of the features, to say which slides it saw."),
+    ] = None,
     config: Config = None,
-    settings: Annotated[list[str] | None, setting("model.pooling=mean")] = None,
+    settings: Annotated[list[str] | None, setting("monitor=qwk")] = None,
     seed: Seed = None,
     device: Device = "auto",
     resume: Resume = True,
@@ -223,18 +223,23 @@ def train_mil(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """A slide classifier (gated ABMIL) on features, cross-validated by patient."""
+    """A slide head (ABMIL and others) on features, cross-validated by patient."""
     need_torch()
     from pathgen.config import load_config
     from pathgen.evaluate.mil import train_mil as cross_validate
     from pathgen.train.mil import MILTrainConfig
 
     talk = Talk(quiet=quiet, as_json=as_json)
+    given = {"target": target, "device": device}
+    own = [f"{name}={value}" for name, value in given.items() if value is not None]
+    asked = load_config(MILTrainConfig, config, [*(settings or ()), *own])
     result = cross_validate(
-        features, labels, out, load_config(MILTrainConfig, config, [*(settings or ()),
-                                                                    f"device={device}"]),
-        folds=folds, seed=seed, label_column=label_column, patient_column=patient_column,
-        overwrite=overwrite or not resume, progress=talk.progress,
+        features, labels, out, asked, head=head, folds=folds, repeats=repeats, seed=seed,
+        classes=None if classes is None else [name.strip() for name in classes.split(",")],
+        splits=splits, protocol=protocol, shuffle_labels=shuffle_labels,
+        label_column=label_column, patient_column=patient_column, site_column=site_column,
+        group_column=group_column, time_column=time_column, event_column=event_column,
+        encoder_run=encoder_run, overwrite=overwrite or not resume, progress=talk.progress,
     )  # fmt: skip
     talk.result(
         {"out": out, "metrics": result.metrics},

@@ -3,66 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from pathgen.data.bagset import Bags
 from pathgen.data.labels import (
     Labeled,
     LabelTable,
-    class_order,
     count,
     load_labels,
     match,
     shown,
     unmatched,
 )  # fmt: skip
+from pathgen.data.made import made_how
+from pathgen.data.splits import joined
+from pathgen.data.truth import Target, answers
+from pathgen.data.vectors import StoredVectors
 from pathgen.errors import DataError
+from pathgen.progress import Progress, Silent
 from pathgen.provenance import digest
 from pathgen.stores.features import FeatureStore
 from pathgen.stores.store import find_stores
 
 __all__ = ["BagReport", "Bags", "load_bags", "load_labels"]
-
-
-@dataclass(frozen=True)
-class Bags:
-    """One entry per bag in every field but the last."""
-
-    features: Sequence[NDArray[np.float32]]
-    """each (n, dim); n differs between bags, dim does not"""
-    labels: NDArray[np.int64]
-    """(N,) index into `classes`"""
-    names: Sequence[str]
-    groups: Sequence[str]
-    """the patient: bags of one group never part in a split"""
-    classes: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        lengths = {len(self.features), len(self.labels), len(self.names), len(self.groups)}
-        if len(lengths) != 1:
-            raise ValueError(f"fields of different lengths: {sorted(lengths)}")
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def dim(self) -> int:
-        """Length of a vector; 0 without bags."""
-        return int(self.features[0].shape[1]) if len(self) else 0
-
-    def select(self, rows: Sequence[int] | NDArray[np.integer]) -> Bags:
-        """The bags in `rows`, in that order, with the same classes."""
-        rows = np.asarray(rows, np.int64)
-        return Bags(
-            [self.features[i] for i in rows],
-            self.labels[rows],
-            [self.names[i] for i in rows],
-            [self.groups[i] for i in rows],
-            self.classes,
-        )
 
 
 @dataclass(frozen=True)
@@ -84,6 +49,10 @@ class BagReport:
     """how many there are"""
     patient_source: str
     """who said so: the column, the stores, or nobody"""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """slide -> id of the patches its vectors are of"""
+    made: Mapping[str, Any] = field(default_factory=dict)
+    """how; see `pathgen.data.made.made_how`"""
 
     @property
     def patient_note(self) -> str:
@@ -95,22 +64,33 @@ def load_bags(
     features: Path | str | Sequence[Path | str],
     labels: Path | str,
     *,
+    target: Target = "classes",
+    classes: Sequence[str] | None = None,
     label_column: str | None = None,
     patient_column: str | None = None,
+    site_column: str | None = None,
+    group_column: str | None = None,
+    time_column: str | None = None,
+    event_column: str | None = None,
+    cache_gb: float = 4.0,
     strict: bool = False,
+    progress: Progress | None = None,
 ) -> tuple[Bags, BagReport]:
-    """Join feature stores with a CSV of slide, label and, if there is one, patient.
+    """Join feature stores with a CSV of slide, label and perhaps patient, site and group.
 
     Slides without a label and slides without a vector are left out and reported. Where the CSV
     names no patient the one known at tiling counts, else each slide is its own patient; the report
-    says which. Classes that are all numbers are in order of value, others alphabetical. All
-    vectors are read into memory, as float32.
+    says which. Classes that are all numbers are in order of value, others alphabetical. Vectors
+    are kept in memory as they are stored, up to `cache_gb`; the rest is read when it is needed.
 
     Args:
         features: feature stores, or folders of them.
         labels: see `pathgen.data.labels.load_labels`.
-        label_column: name of the label column when it has another name.
-        patient_column: name of the patient column when it has another name.
+        target: what the label is: a class, an ordered class or a number; of survival there is a
+            time and an event instead.
+        classes: all classes there are, in their order; default: those of the labels.
+        label_column: name of the label column when it has another name; so the other columns.
+        cache_gb: 1e9 bytes of vectors to keep.
         strict: raise instead of leaving slides out.
 
     Raises:
@@ -118,8 +98,13 @@ def load_bags(
             slide or of different encoders; PG-D06, a vector holds nan or infinity.
         NoInputError, StoreError: no stores, or one is damaged.
     """
-    stores = _open(features)
-    table = load_labels(labels, label_column=label_column, patient_column=patient_column)
+    progress = progress or Silent()
+    stores = _open(features, progress)
+    table = load_labels(
+        labels, label_column=label_column, patient_column=patient_column, site_column=site_column,
+        group_column=group_column, time_column=time_column, event_column=event_column,
+        survival=target == "survival",
+    )  # fmt: skip
     rows = match(list(stores), table)
     labeled = {name: row for name, row in rows.items() if row.label is not None}
     unlabeled = [name for name in stores if name not in labeled]
@@ -133,35 +118,45 @@ def load_bags(
             hint="name slides in the CSV as in the features folder",
         )  # fmt: skip
     groups, source, doubts = _patients(used, labeled, stores, table)
-    classes = class_order([str(labeled[name].label) for name in used])
+    owners = joined(groups, [labeled[name].group or "" for name in used])
+    sites = [labeled[name].site or "" for name in used]
+    truth = answers(target, [labeled[name] for name in used], table, classes)
+    vectors = StoredVectors([stores[name] for name in used], cache_gb)
     bags = Bags(
-        [_vectors(stores[name]) for name in used],
-        np.array([classes.index(str(labeled[name].label)) for name in used], np.int64),
-        used,
-        groups,
-        classes,
-    )
-    encoder = str(stores[used[0]].encoder.get("id", ""))
-    report = BagReport(
-        tuple(unlabeled), tuple(empty), (*messages, *table.notes, *doubts), table.column, encoder,
-        digest([[name, stores[name].id] for name in used]), len(set(groups)), source,
+        vectors, truth.labels, used, groups, truth.classes, vectors.coords(),
+        sites if table.site_column else None, None if owners == groups else owners, target,
+        truth.values, truth.events,
     )  # fmt: skip
-    for store in stores.values():
-        store.close()
+    doubts += _kept_together(groups, owners, table)
+    for name in set(stores) - set(used):
+        stores[name].close()
+    vectors.load(progress)
+    report = BagReport(
+        tuple(unlabeled), tuple(empty), (*messages, *table.notes, *doubts), table.column,
+        str(stores[used[0]].encoder.get("id", "")),
+        digest([[name, stores[name].id] for name in used]), len(set(groups)), source,
+        {name: str(stores[name].source["id"]) for name in used},
+        made_how(stores[name] for name in used),
+    )  # fmt: skip
     return bags, report
 
 
-def _open(features: Path | str | Sequence[Path | str]) -> dict[str, FeatureStore]:
+def _open(
+    features: Path | str | Sequence[Path | str], progress: Progress
+) -> dict[str, FeatureStore]:
     """Feature stores by slide name, sorted by it."""
     found: dict[str, FeatureStore] = {}
-    for path in find_stores(features, "features"):
-        store = FeatureStore.open(path)
-        other = found.setdefault(store.name, store)
-        if other is not store:
-            raise DataError(
-                "two feature stores of one slide", where=store.name,
-                why=f"{other.path} and {path}", hint="give the features of one encoder",
-            )  # fmt: skip
+    paths = find_stores(features, "features")
+    with progress.task("open features", len(paths)) as task:
+        for path in paths:
+            store = FeatureStore.open(path)
+            other = found.setdefault(store.name, store)
+            if other is not store:
+                raise DataError(
+                    "two feature stores of one slide", where=store.name,
+                    why=f"{other.path} and {path}", hint="give the features of one encoder",
+                )  # fmt: skip
+            task.advance()
     first = next(iter(found.values()))
     for store in found.values():
         if (store.dim, store.encoder.get("id")) != (first.dim, first.encoder.get("id")):
@@ -202,15 +197,15 @@ def _patients(
     return groups, source, doubts
 
 
-def _vectors(store: FeatureStore) -> NDArray[np.float32]:
-    vectors = store.features().astype(np.float32, copy=False)
-    if not np.isfinite(vectors).all():
-        raise DataError(
-            "features with nan or infinity", code="PG-D06", where=store.name,
-            why=f"{int((~np.isfinite(vectors)).any(1).sum())} of {len(vectors)} vectors",
-            hint="extract the features of this slide again",
-        )  # fmt: skip
-    return vectors
+def _kept_together(groups: Sequence[str], owners: Sequence[str], table: LabelTable) -> list[str]:
+    """How many patients are one to a split because a group joins them."""
+    less = len(set(groups)) - len(set(owners))
+    if not less:
+        return []
+    return [
+        f"column {table.group_column!r} keeps slides of different patients together: "
+        f"{count(len(set(groups)), 'patient')} are {len(set(owners)):,} units to a split"
+    ]
 
 
 def _messages(

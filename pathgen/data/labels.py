@@ -23,6 +23,16 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     ),
     "label": ("label", "isup_grade", "grade", "class", "target"),
     "patient": PATIENT,
+    "site": (
+        "site", "provider", "data_provider", "center", "centre", "institution", "hospital",
+        "tissue_source_site",
+    ),
+    "group": ("group", "duplicate_group"),
+    "time": (
+        "time", "survival_time", "survival_months", "survival_days", "time_to_event", "os_time",
+        "os_months", "os_days", "duration",
+    ),
+    "event": ("event", "event_observed", "os_event", "vital_status", "os_status", "status"),
 }  # fmt: skip
 #: Endings that are no part of a slide's name, longest first.
 ENDINGS = (
@@ -37,12 +47,18 @@ MISSING = frozenset({"", "na", "n/a", "#n/a", "<na>", "nan"})
 
 
 class Labeled(NamedTuple):
-    """One row: the slide as written, its label and patient (None where they are `MISSING`)."""
+    """One row: the slide as written, and its cells (None where they are `MISSING`)."""
 
     slide: str
     label: str | None
+    """of survival data the time"""
     patient: str | None
     line: int
+    site: str | None = None
+    group: str | None = None
+    """slides of one group, such as near-duplicates, are kept together as a patient's are"""
+    event: str | None = None
+    """of survival data: whether the time ended with it"""
 
 
 @dataclass(frozen=True)
@@ -54,6 +70,9 @@ class LabelTable:
     """name of the label column"""
     rows: Mapping[str, Labeled]
     patient_column: str | None = None
+    site_column: str | None = None
+    group_column: str | None = None
+    event_column: str | None = None
     notes: tuple[str, ...] = ()
     """what a person should know of how cells and columns were read"""
 
@@ -67,42 +86,63 @@ def slide_key(text: str) -> str:
 
 
 def load_labels(
-    path: Path | str, *, label_column: str | None = None, patient_column: str | None = None
+    path: Path | str,
+    *,
+    label_column: str | None = None,
+    patient_column: str | None = None,
+    site_column: str | None = None,
+    group_column: str | None = None,
+    time_column: str | None = None,
+    event_column: str | None = None,
+    survival: bool = False,
 ) -> LabelTable:
-    """Read a CSV of slide, label and, if there is one, patient.
+    """Read a CSV of slide, label and, if there are such columns, patient, site and group.
 
     Args:
         path: the file. Columns are found by `ALIASES`.
-        label_column: name of the label column when it has another name.
-        patient_column: name of the patient column when it has another name.
+        label_column: name of the label column when it has another name; so the other columns.
+        survival: in place of a label, columns of a time and an event.
 
     Raises:
         DataError: PG-N06, with the line: not a CSV, a column is missing or stands twice, a row is
-            longer or shorter than the header, or a slide stands twice with another label.
+            longer or shorter than the header, or a slide stands twice with other values.
     """
     path = Path(path)
     table = read_cells(path)
-    slide, _ = find_column(path, table.header, "slide")
-    label, name = find_column(path, table.header, "label", label_column)
-    others = ["" if i == label else h for i, h in enumerate(table.header)]
-    patient, owner = find_patient(path, others, patient_column) or (None, None)
+    at = {"slide": find_column(path, table.header, "slide")}
+    if survival:
+        at["label"] = find_column(path, table.header, "time", time_column)
+        at["event"] = find_column(path, table.header, "event", event_column)
+    else:
+        at["label"] = find_column(path, table.header, "label", label_column)
+    taken = {i for i, _ in at.values()}
+    for role, wanted in (("patient", patient_column), ("site", site_column),
+                         ("group", group_column)):  # fmt: skip
+        others = ["" if i in taken else h for i, h in enumerate(table.header)]
+        if (found := find_optional(path, others, role, wanted)) is not None:
+            at[role] = found
     rows: dict[str, Labeled] = {}
     for line, cells in table.rows:
+        said = {role: known(cells[i]) for role, (i, _) in at.items()}
         row = Labeled(
-            cells[slide], known(cells[label]), None if patient is None else known(cells[patient]),
-            line,
+            cells[at["slide"][0]], said["label"], said.get("patient"), line, said.get("site"),
+            said.get("group"), said.get("event"),
         )  # fmt: skip
         key = slide_key(row.slide)
         if not key:
             raise bad(path, "row without a slide", f"line {line}: {', '.join(cells)}")
         before = rows.setdefault(key, row)
-        if (before.label, before.patient) != (row.label, row.patient):
+        if before._replace(slide="", line=0) != row._replace(slide="", line=0):
             raise bad(
                 path, "slide stands twice with different values",
                 f"{row.slide!r} is {_shown(before)} in line {before.line} and {_shown(row)} in "
                 f"line {line}", "keep one of the lines",
             )  # fmt: skip
-    return LabelTable(path, name, rows, owner, _notes(table, label, owner))
+    names = {role: name for role, (_, name) in at.items()}
+    return LabelTable(
+        path, names["label"], rows, names.get("patient"), names.get("site"), names.get("group"),
+        names.get("event"), _notes(table, at["label"][0], names.get("patient")),
+    )  # fmt: skip
 
 
 def find_column(
@@ -125,7 +165,7 @@ def find_column(
             raise bad(
                 path, f"no {role} column", f"its first line has: {', '.join(header)}",
                 f"call one of them {ALIASES[role][0]}"
-                + (" or give its name with --label-column" if role == "label" else ""),
+                + ("" if role == "slide" else f" or give its name with --{role}-column"),
             )  # fmt: skip
         best = folded(fits[0][1])
         if role != "label" or best == role:
@@ -142,10 +182,17 @@ def find_column(
 def find_patient(
     path: Path, header: Sequence[str], wanted: str | None = None
 ) -> tuple[int, str] | None:
-    """As `find_column`, but None where no column is known to be the patient's."""
-    if wanted is None and not _known(header, "patient"):
+    """`find_optional` of the patient."""
+    return find_optional(path, header, "patient", wanted)
+
+
+def find_optional(
+    path: Path, header: Sequence[str], role: str, wanted: str | None = None
+) -> tuple[int, str] | None:
+    """As `find_column`, but None where no column is known to have the role."""
+    if wanted is None and not _known(header, role):
         return None
-    return find_column(path, header, "patient", wanted)
+    return find_column(path, header, role, wanted)
 
 
 def known(cell: str) -> str | None:
@@ -265,4 +312,5 @@ def _notes(table: Cells, label: int, owner: str | None) -> tuple[str, ...]:
 
 def _shown(row: Labeled) -> str:
     label = repr(row.label) if row.label else "unlabeled"
-    return f"{label} of patient {row.patient!r}" if row.patient else label
+    others = {"event": row.event, "patient": row.patient, "site": row.site, "group": row.group}
+    return label + "".join(f" of {role} {cell!r}" for role, cell in others.items() if cell)

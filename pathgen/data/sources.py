@@ -147,7 +147,7 @@ def open_sources(paths: str | Path | Sequence[str | Path]) -> list[PatchSource]:
         paths = [paths]
     if not paths:
         raise NoInputError("no patches given", hint="name patch stores or an image folder")
-    sources = [source for path in paths for source in _open(Path(path))]
+    sources = [open_located(place) for path in paths for place in located(Path(path))]
     seen: dict[str, PatchSource] = {}
     for source in sources:
         if source.id in seen:
@@ -176,7 +176,12 @@ def opened(
     return found
 
 
-def _open(path: Path) -> Iterator[PatchSource]:
+def located(path: Path) -> list[Path]:
+    """The stores at `path`, or `path` itself where it is an image folder; none is opened.
+
+    Raises:
+        NoInputError: PG-N01, nothing there that holds patches.
+    """
     from pathgen.stores import find_stores
 
     if not path.exists():
@@ -184,29 +189,31 @@ def _open(path: Path) -> Iterator[PatchSource]:
             "no such file or folder", where=path, hint="give a patch store or an image folder"
         )
     if path.suffix in (".h5", ".zarr") or path.is_file():
-        yield _open_store(path)
-        return
-    stores: list[Path] = []
+        return [path]
     for kind in ("patches", "augmentations"):  # synthetic images where there are no real ones
         with suppress(NoInputError):
-            stores = stores or find_stores(path, kind=kind)
-    if stores:
-        yield from map(_open_store, stores)
-    elif (path / "slides.json").is_file():  # its images are thumbnails
+            return find_stores(path, kind=kind)
+    if (path / "slides.json").is_file():  # its images are thumbnails
         raise NoInputError(
             "no slide here was tiled",
             where=path,
             why="the ledger of `pathgen tile` is here, but no patch store",
             hint=f"see {path / 'slides.csv'} for the reasons",
         )
-    elif next(_image_files(path), None) is None:
+    if next(_image_files(path), None) is None:
         raise NoInputError(
             "neither patch stores nor images in this folder",
             where=path,
             hint="make stores with `pathgen tile`, or give a folder of JPEG or PNG patches",
         )
-    else:
-        yield ImageFolder(path)
+    return [path]
+
+
+def open_located(path: Path) -> PatchSource:
+    """One of what `located` gave. Raises StoreError, or NoInputError and DataError of a folder."""
+    if path.suffix in (".h5", ".zarr") or path.is_file():
+        return _open_store(path)
+    return ImageFolder(path)
 
 
 def _open_store(path: Path) -> PatchSource:

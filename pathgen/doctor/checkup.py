@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -15,17 +14,14 @@ from pathgen.tiling.forecast import plan_slide
 from pathgen.tiling.layout import Layout
 from pathgen.tiling.ledger import LedgerRow, printable
 from pathgen.tiling.overview import draw_thumbnail, read_overview
+from pathgen.tiling.probing import LARGE, READS, unreadable
 from pathgen.tiling.readers.base import BaseReader
 from pathgen.tiling.readers.check import slide_identity, total_bytes
 from pathgen.tiling.slide import slide_problems
 from pathgen.tiling.task import TileTask
 
-#: Squares read of each level, and their side in pixels.
-READS, SIDE = 6, 256
 #: Longer side of a picture in pixels.
 PICTURE = 360
-#: A slide of more pixels should have a pyramid.
-LARGE = 2**26
 
 State = Literal["ok", "look", "failed"]
 
@@ -112,7 +108,7 @@ def _examined(visit: Visit, slide: BaseReader, found: Checkup) -> Checkup:
     task = visit.task
     found = _facts(task, slide, found)
     problems = list(slide_problems(slide))
-    bad = list(_unreadable(slide))
+    bad = list(unreadable(slide))
     asked = READS * len(slide.level_sizes)
     found = replace(found, reads=asked, readable=asked - len(bad))
     if bad:
@@ -152,21 +148,6 @@ def _facts(task: TileTask, slide: BaseReader, found: Checkup) -> Checkup:
         objective=header.objective, profile=(profile["name"] or "unnamed") if profile else "",
         file_bytes=total_bytes(task.slide.path),
     )  # fmt: skip
-
-
-def _unreadable(slide: BaseReader) -> Iterator[str]:
-    """Of squares spread over the scanned part of each level, those that cannot be decoded."""
-    x0, y0, width, height = slide.bounds
-    # Multiples of these two numbers fill a square evenly.
-    turns = np.arange(READS)[:, None] * (0.7548776662, 0.5698402910)
-    for level, (step, size) in enumerate(zip(slide.downsamples, slide.level_sizes, strict=True)):
-        square = min(SIDE, size[0]), min(SIDE, size[1])
-        room = np.maximum((width - square[0] * step, height - square[1] * step), 0)
-        for x, y in (x0, y0) + (0.5 + turns) % 1 * room:
-            try:
-                slide.read((float(x), float(y)), level, square)
-            except SlideError as error:
-                yield f"level {level}, {error.why or error.what}"
 
 
 def _outlined(task: TileTask, slide: BaseReader) -> bytes:

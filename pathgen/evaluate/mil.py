@@ -1,9 +1,12 @@
-"""`pathgen train-mil`: cross-validated slide classifiers on features.
+"""`pathgen train-mil`: cross-validated slide heads on features.
 
 mil/config.yaml  provenance.json  environment.json
+mil/splits.json  who trains, validates and tests in each fold
+mil/labels.csv   what is true of each slide, as it was read
+mil/features.json  encoder and patches of the features: how a slide to come has to be cut
 mil/fold-0/      a run: log.jsonl, model/, predictions.csv, attention.npz, metrics.json
-mil/fold-1/ ...
-mil/predictions.csv   each slide once, predicted by the fold that did not see its patient
+mil/fold-1/ ...  with several repeats mil/repeat-0/fold-0/ ...
+mil/predictions.csv   each slide once a repeat, predicted by the fold that did not see its patient
 mil/metrics.json      see `pathgen.evaluate.predictions.evaluate_predictions`
 mil/done.json
 """
@@ -15,28 +18,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pathgen import commit
 from pathgen.config import build
 from pathgen.data.bags import BagReport, Bags, load_bags
-from pathgen.data.splits import Split, shortfalls
-from pathgen.data.splits import folds as divide
+from pathgen.data.labels import count
+from pathgen.data.truth import Target
+from pathgen.data.vectors import StoredVectors
+from pathgen.datasets.protocols import Protocol, protocol_named
+from pathgen.evaluate.baselinedata import write_labels
 from pathgen.evaluate.judgement import summary
-from pathgen.evaluate.predictions import (
-    Predictions,
-    evaluate_predictions,
-    read_predictions,
-    write_predictions,
-)
+from pathgen.evaluate.milexposure import Exposure, exposure
+from pathgen.evaluate.milfold import collected, kind_of, read_attention, train_fold
+from pathgen.evaluate.miltrials import Trials, named_splits, plan_trials
+from pathgen.evaluate.predictions import evaluate_predictions, write_predictions
 from pathgen.progress import Progress, Silent
 from pathgen.provenance import digest
 from pathgen.runs import Run
-from pathgen.train.mil import Epoch, MILTrainConfig, fit_mil, predict
+from pathgen.train.mil import MILTrainConfig
+from pathgen.train.milconfig import FREE
+
+__all__ = ["MILResult", "read_attention", "train_mil"]
 
 #: Belongs to a cross-validation besides what every run has.
-OUTPUTS = ("predictions.csv", "splits.json")
+OUTPUTS = ("predictions.csv", "splits.json", "labels.csv", "features.json", "baselines")
 
 
 @dataclass(frozen=True)
@@ -64,10 +68,22 @@ def train_mil(
     out: Path | str,
     config: MILTrainConfig | None = None,
     *,
+    target: Target | None = None,
+    head: str | None = None,
+    classes: Sequence[str] | None = None,
     folds: int | None = None,
+    repeats: int | None = None,
     seed: int | None = None,
+    splits: Path | str | None = None,
+    protocol: str | None = None,
+    shuffle_labels: int | None = None,
     label_column: str | None = None,
     patient_column: str | None = None,
+    site_column: str | None = None,
+    group_column: str | None = None,
+    time_column: str | None = None,
+    event_column: str | None = None,
+    encoder_run: Path | str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> MILResult:
@@ -77,167 +93,188 @@ def train_mil(
     cross-validation is only read. Each fold keeps its head for slides to come.
 
     If the encoder was pretrained on these slides, the cross-validation is transductive: no head
-    saw a label of its test slides, but the encoder saw their images.
+    saw a label of its test slides, but the encoder saw their images. `metrics.json` says in its
+    notes whether that is so, as far as it is known.
 
     Args:
         features: feature stores, or folders of them.
-        labels: CSV with slide, label and perhaps patient; see `pathgen.data.load_bags`.
+        labels: CSV with slide, label and perhaps patient, site and group; see
+            `pathgen.data.load_bags`.
         out: folder for everything.
+        target: classes, ordinal, regression or survival. Default: the protocol's, else the
+            config's.
+        head: name of the head. Default: the config's.
+        classes: all classes there are, in their order. Default: the protocol's, else those of the
+            labels: by value when all are numbers, else alphabetical.
         folds: how many; patients never part. Default: the config's.
+        repeats: whole cross-validations with other seeds. Default: the config's.
         seed: of splits, training and bootstrap. Default: the config's.
-        label_column: name of the label column when it is not called label.
-        patient_column: name of the patient column when it is not called patient.
+        splits: a CSV of slide, split, part (train, valid, test) in place of folds.
+        protocol: a name of `pathgen.datasets.protocols.PROTOCOLS`; `labels` is then a cohort.
+        shuffle_labels: a seed; labels of training and validation are dealt out anew among
+            patients. Default: the config's, that is not.
+        label_column: name of the label column when it is not called label; so the others.
+        encoder_run: the pretraining run that the features' encoder is from.
         overwrite: discard what `out` holds of an earlier cross-validation.
 
     Raises:
-        DataError: PG-N06, labels and features do not fit; PG-N07, no such splits exist.
+        DataError: PG-N06, labels and features do not fit; PG-N07, no such splits exist; PG-D06,
+            a vector is not finite; PG-D21, the cohort does not fit the protocol.
         RunError: PG-T04, `out` holds a cross-validation with other settings; PG-T03, the loss is
             not finite.
         BusyError, StorageError, StoreError, NoInputError: as their names say.
     """
     out, progress, given = Path(out), progress or Silent(), config or MILTrainConfig()
-    own = {"seed": seed, "folds": folds}
-    asked = build(
-        MILTrainConfig,
-        given.model_dump(exclude={"device"})  # which changes no result
-        | {name: value for name, value in own.items() if value is not None},
-    )
-    bags, report = load_bags(
-        features, labels, label_column=label_column, patient_column=patient_column
-    )
-    for message in (report.patient_note, *report.messages):
-        progress.say(message)
-    splits = divide(bags.labels, bags.groups, asked.folds, asked.seed, asked.valid_share)
-    inputs = _inputs(bags, report)
-    run = Run.start(out, "mil", asked, inputs, overwrite=overwrite)
-    with commit.lock(out):
-        if overwrite:
-            _discard(out)
-        if run.finished:
-            return MILResult(out, run.metrics, report)
-        missing = shortfalls(splits, bags.labels, bags.classes)
-        for message in missing:
-            progress.say(message)
-        commit.write_json(out / "splits.json", _named(splits, bags))
-        train = asked.model_copy(update={"device": given.device})
-        for fold, split in enumerate(splits):
-            fold_run = Run.start(out / f"fold-{fold}", f"mil-fold-{fold}", asked, inputs)
-            if not fold_run.finished:
-                _fold(fold_run, fold, train, bags, split, progress)
-        write_predictions(out / "predictions.csv", _collected(out, splits, bags))
-        metrics = evaluate_predictions(out, seed=asked.seed)
-        metrics["notes"] = [report.patient_note, *report.messages, *missing, *metrics["notes"]]
-        metrics["label"] = report.label_column
-        run.finish(None, metrics)
-    return MILResult(out, run.metrics, report)
-
-
-def read_attention(folder: Path | str) -> dict[str, NDArray[np.float32]]:
-    """Slide -> attention of each of its patches (n,), in the order of its feature store.
-
-    Args:
-        folder: a cross-validation, or one fold of it. Each slide's is that of the head that did
-            not see its patient.
-    """
-    folder = Path(folder)
-    files = [folder / "attention.npz"]
-    if not files[0].is_file():
-        files = sorted(folder.glob("fold-*/attention.npz"))
-    found: dict[str, NDArray[np.float32]] = {}
-    for path in files:
-        with np.load(path, allow_pickle=False) as arrays:
-            parts = np.split(arrays["attention"], np.cumsum(arrays["length"])[:-1])
-            found |= dict(zip(arrays["slide"].tolist(), parts, strict=True))
-    return found
-
-
-def _fold(
-    run: Run, fold: int, config: MILTrainConfig, bags: Bags, split: Split, progress: Progress
-) -> None:
-    """Train, predict the test part, and write both; `done.json` comes last."""
-    run.restore()  # forgets the log of a fold that was broken off
-
-    def note(epoch: Epoch) -> None:
-        valid = {} if epoch.valid_loss is None else {"valid_loss": epoch.valid_loss}
-        run.log(epoch.epoch, loss=epoch.loss, **valid)
-
-    head, history = fit_mil(
-        config, bags.select(split.train), bags.select(split.valid), progress,
-        on_epoch=note, title=f"MIL head, fold {fold}",
+    rules = None if protocol is None else protocol_named(protocol)
+    asked = _asked(
+        given, rules, target=target, folds=folds, repeats=repeats, seed=seed, head=head,
+        shuffle_labels=shuffle_labels,
     )  # fmt: skip
-    test = bags.select(split.test)
-    said = predict(head, test)
-    write_predictions(
-        run.path / "predictions.csv",
-        Predictions(
-            test.names,
-            test.groups,
-            [fold] * len(test),
-            [bags.classes[label] for label in test.labels],
-            [bags.classes[best] for best in said.probabilities.argmax(1)],
-            said.probabilities,
-            bags.classes,
-        ),
-    )
-    with commit.draft(run.path / "attention.npz") as path, path.open("wb") as file:
-        np.savez_compressed(
-            file,
-            slide=np.array(test.names),
-            length=np.array([len(a) for a in said.attention], np.int64),
-            attention=np.concatenate(said.attention),
+    if rules is not None:
+        label_column = label_column or rules.label_column
+        classes = classes or rules.classes
+    bags, report = load_bags(
+        features, labels, target=asked.target, classes=classes, label_column=label_column,
+        patient_column=patient_column, site_column=site_column, group_column=group_column,
+        time_column=time_column, event_column=event_column, cache_gb=given.cache_gb,
+        progress=progress,
+    )  # fmt: skip
+    try:
+        trials = plan_trials(
+            bags, asked, Path(labels), splits=None if splits is None else Path(splits),
+            protocol=rules,
+        )  # fmt: skip
+        tested = _tested(trials, bags)
+        seen = exposure(tested, report, None if encoder_run is None else Path(encoder_run))
+        notes = _notes(asked, report, trials, seen, rules)
+        for note in notes:
+            progress.say(note)
+        run = Run.start(out, "mil", asked, _inputs(bags, report, trials), overwrite=overwrite)
+        free = {name: getattr(given, name) for name in FREE}
+        work = _Work(out, run, asked.model_copy(update=free), asked, bags, report, trials)
+        return work.done(seen, notes, overwrite, progress)
+    finally:
+        if isinstance(bags.features, StoredVectors):
+            bags.features.close()
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A cross-validation that is all planned."""
+
+    out: Path
+    run: Run
+    config: MILTrainConfig
+    asked: MILTrainConfig
+    """the config without what no result depends on: what the run's provenance has"""
+    bags: Bags
+    report: BagReport
+    trials: Trials
+
+    def done(
+        self, seen: Exposure, notes: Sequence[str], overwrite: bool, progress: Progress
+    ) -> MILResult:
+        """What is not there yet is trained; then all is put together and judged."""
+        out, run, bags, trials = self.out, self.run, self.bags, self.trials
+        with commit.lock(out):
+            if overwrite:
+                _discard(out)
+            if run.finished:
+                return MILResult(out, run.metrics, self.report)
+            commit.write_json(out / "splits.json", named_splits(trials, bags))
+            commit.write_json(out / "features.json", self.report.made)
+            write_labels(
+                out / "labels.csv", bags.names, bags.groups, bags.sites, values=bags.values,
+                labels=[bags.classes[i] for i in bags.labels] if bags.classes else None,
+                events=bags.events,
+            )  # fmt: skip
+            for number, trial in enumerate(trials.every, 1):
+                folder = trials.folder(out, trial)
+                name = folder.relative_to(out).as_posix().replace("/", "-")
+                fold_run = Run.start(folder, f"mil-{name}", self.asked, run.provenance.inputs)
+                if fold_run.finished:
+                    continue
+                where = f"repeat {trial.repeat}, " if trials.repeats > 1 else ""
+                title = f"MIL head, {where}fold {trial.fold}"
+                train_fold(fold_run, trial, title, self.config, bags, progress)
+                progress.say(_told(fold_run.metrics, f"{number} of {len(trials.every)}", title))
+            write_predictions(out / "predictions.csv", collected(out, trials, bags))
+            metrics = evaluate_predictions(
+                out, kind=kind_of(bags), seed=self.asked.seed,
+                ordinal=True if bags.target == "ordinal" else None, progress=progress,
+            )  # fmt: skip
+            metrics["notes"] = [*notes, *metrics["notes"]]
+            metrics["label"] = self.report.label_column
+            metrics["target"] = bags.target
+            metrics["head"] = self.asked.model.head
+            metrics["encoder_saw"] = seen._asdict()
+            run.finish(None, metrics)
+        return MILResult(out, run.metrics, self.report)
+
+
+def _asked(
+    given: MILTrainConfig, rules: Protocol | None, *, head: str | None, **own: Any
+) -> MILTrainConfig:
+    """The config with what was said beside it, and without what no result depends on."""
+    if own["target"] is None and rules is not None and "target" not in given.model_fields_set:
+        own["target"] = rules.target
+    values = given.model_dump(exclude=set(FREE))
+    if head is not None:
+        values["model"] |= {"head": head}
+    return build(MILTrainConfig, values | {k: v for k, v in own.items() if v is not None})
+
+
+def _tested(trials: Trials, bags: Bags) -> list[str]:
+    """Names of the slides that some fold tests, in order."""
+    rows = sorted({int(i) for trial in trials.every for i in trial.split.test})
+    return [bags.names[i] for i in rows]
+
+
+def _notes(
+    config: MILTrainConfig,
+    report: BagReport,
+    trials: Trials,
+    seen: Exposure,
+    rules: Protocol | None,
+) -> list[str]:
+    """What a person should know of the result."""
+    notes = [report.patient_note, *report.messages, *trials.notes, str(seen)]
+    if rules is not None and rules.pretraining == "inductive" and seen.seen:
+        notes.append(f"protocol {rules.name} asks for an encoder that saw none of these slides")
+    if config.shuffle_labels is not None:
+        notes.append(
+            f"labels of training and validation were shuffled (seed {config.shuffle_labels}): "
+            "what is better than chance here is no knowledge of labels"
         )
-    best = min(history, key=lambda e: e.loss if e.valid_loss is None else e.valid_loss)
-    kept = best if len(split.valid) else history[-1]
-    run.finish(
-        head,
-        {
-            "fold": fold,
-            "epochs": len(history),
-            "best_epoch": kept.epoch,
-            "loss": kept.loss,
-            "valid_loss": kept.valid_loss,
-            "slides": {"train": len(split.train), "valid": len(split.valid), "test": len(test)},
-            "classes": list(bags.classes),
-        },
-    )
+    return notes
 
 
-def _collected(out: Path, splits: Sequence[Split], bags: Bags) -> Predictions:
-    """The folds' predictions as one, in the order of the slides."""
-    parts = [read_predictions(out / f"fold-{i}" / "predictions.csv") for i in range(len(splits))]
-    rows = np.concatenate([split.test for split in splits])
-    order = np.argsort(rows)
-    fold = np.repeat(np.arange(len(splits)), [len(split.test) for split in splits])[order]
-    predicted = np.concatenate([part.predicted for part in parts])[order]
-    scores = np.concatenate(
-        [part.probabilities for part in parts if part.probabilities is not None]
-    )
-    return Predictions(
-        bags.names,
-        bags.groups,
-        fold.tolist(),
-        [bags.classes[label] for label in bags.labels],
-        predicted.tolist(),
-        scores[order],
-        bags.classes,
-    )
+def _told(metrics: dict[str, Any], number: str, title: str) -> str:
+    """``MIL head, fold 0 (1 of 5): best epoch 12 of 33, validation loss 0.412``."""
+    text = f"{title} ({number}): best epoch {metrics['best_epoch'] + 1} of {metrics['epochs']}"
+    if metrics["valid_loss"] is not None:
+        return f"{text}, validation loss {metrics['valid_loss']:.3f}"
+    return f"{text}, loss {metrics['loss']:.3f}; {count(metrics['slides']['test'], 'slide')} tested"
 
 
-def _inputs(bags: Bags, report: BagReport) -> dict[str, str]:
-    labels = [
-        [name, bags.classes[label], group]
-        for name, label, group in zip(bags.names, bags.labels, bags.groups, strict=True)
-    ]
-    return {"features": report.id, "encoder": report.encoder, "labels": digest(labels)}
-
-
-def _named(splits: Sequence[Split], bags: Bags) -> list[dict[str, list[str]]]:
-    return [
-        {part: [bags.names[i] for i in rows] for part, rows in split._asdict().items()}
-        for split in splits
-    ]
+def _inputs(bags: Bags, report: BagReport, trials: Trials) -> dict[str, str]:
+    truth: list[Any] = [bags.classes[label] for label in bags.labels] if bags.classes else []
+    if bags.values is not None:
+        truth = bags.values.tolist()
+    if bags.events is not None:
+        truth = list(zip(truth, bags.events.tolist(), strict=True))
+    rows: list[Any] = [[*row] for row in zip(bags.names, truth, bags.groups, strict=True)]
+    # Only where they are known, so that what they do not change keeps its name.
+    further = [bags.units, bags.sites]
+    if any(further) or bags.target != "classes":
+        rows.append([bags.target, bags.classes, *further])
+    return {
+        "features": report.id, "encoder": report.encoder, "labels": digest(rows), **trials.inputs
+    }  # fmt: skip
 
 
 def _discard(out: Path) -> None:
-    for path in [*(out / name for name in OUTPUTS), *out.glob("fold-*")]:
+    for path in [
+        *(out / name for name in OUTPUTS), *out.glob("fold-*"), *out.glob("repeat-*")
+    ]:  # fmt: skip
         commit.discard(path)

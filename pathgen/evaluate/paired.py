@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathgen.errors import DataError
-from pathgen.evaluate.metrics import RESAMPLES, resampled
+from pathgen.evaluate.resampling import RESAMPLES, resampled
 
 Scores = NDArray[np.floating[Any]] | NDArray[np.bool_]
 
@@ -64,3 +64,55 @@ def paired_interval(
         "resamples": resamples,
         "level": level,
     }
+
+
+def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> dict[str, Any]:
+    """Exact test that two runs are equally often right (McNemar 1947), two-sided.
+
+    Args:
+        first, second: (n,) whether each slide was right; slides are independent.
+
+    Returns:
+        p, and how many slides only one of the two got right.
+    """
+    one, two = int((first & ~second).sum()), int((second & ~first).sum())
+    differ, fewer = one + two, min(one, two)
+    # Whole numbers: a sum of 5,000 binomials has no rounding error.
+    term, tail = 1, 0
+    for k in range(fewer + 1):
+        tail += term
+        term = term * (differ - k) // (k + 1)
+    p = min(1.0, 2 * tail / 2**differ) if differ else 1.0
+    return {"p": p, "only_first_right": one, "only_second_right": two}
+
+
+def sign_flips(
+    differences: NDArray[np.float64],
+    groups: Sequence[str],
+    *,
+    flips: int = 10_000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Permutation test that the mean difference of paired scores is 0, two-sided.
+
+    If two runs were equal, which is called the first would not matter, for any patient (Good
+    2005): the signs of whole groups are flipped at random.
+
+    Args:
+        differences: (n,) first - second of each slide.
+        groups: (n,) patient of each.
+
+    Returns:
+        p, at least 1 / (flips + 1), and flips.
+    """
+    owner = np.unique(np.asarray(groups, dtype=str), return_inverse=True)[1]
+    sums = np.bincount(owner, differences)
+    sums = sums[sums != 0]
+    seen, rng, reached = abs(sums.sum()), np.random.default_rng(seed), 0
+    at_once = max(1, 4_000_000 // max(1, len(sums)))
+    for first in range(0, flips, at_once):
+        size = min(at_once, flips - first)
+        signs = 2.0 * rng.integers(0, 2, (size, len(sums)), dtype=np.int8) - 1
+        # A sum that only rounding keeps from the one that was seen counts as it.
+        reached += int((np.abs(signs @ sums) >= seen * (1 - 1e-12)).sum())
+    return {"p": (reached + 1) / (flips + 1), "flips": flips}

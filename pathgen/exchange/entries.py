@@ -52,6 +52,15 @@ class Entry:
         return coords
 
     @cached_property
+    def grid(self) -> NDArray[np.int64]:
+        """Row and column (n, 2) in the grid that was tiled; -1 throughout where none is known."""
+        for store in self.stores:
+            found = store.grid().astype(np.int64)
+            if len(found) and (found >= 0).all():
+                return found
+        return np.full((len(self), 2), -1, np.int64)
+
+    @cached_property
     def geometry(self) -> Geometry:
         """Size of a patch. Raises DataError (PG-F02) when no store says it."""
         for store in self.stores:
@@ -97,7 +106,7 @@ class Entry:
     def close(self) -> None:
         for store in self.stores:
             store.close()
-        for name in ("coords", "geometry", "patch_labels"):
+        for name in ("coords", "grid", "geometry", "patch_labels"):
             self.__dict__.pop(name, None)
 
 

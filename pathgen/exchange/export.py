@@ -35,6 +35,7 @@ FORMATS: Mapping[str, tuple[str, str]] = {
     "webdataset": ("shards", "write"),
     "folder": ("folder", "write"),
     "qupath": ("qupath", "write"),
+    "anndata": ("h5ad", "write"),
 }
 
 
@@ -47,6 +48,8 @@ class ExportConfig(Config):
     """ending of the slide files, for stores that do not say it; as ``.svs``"""
     shard_size: int = Field(default=10_000, ge=1)
     """patches in a tar of a webdataset"""
+    one_file: bool = False
+    """all slides in one file, for anndata"""
 
 
 @dataclass

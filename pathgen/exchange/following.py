@@ -25,6 +25,9 @@ def commands(form: str, out: Path, entries: Sequence[Entry], suffix: str | None)
             f"features_path={str(out / 'features')!r}{labels}, "
             f"coords_path={str(out / 'coords')!r})",
         )
+    if form == "anndata":
+        files = sorted(path.relative_to(out) for path in out.rglob("*.h5ad"))
+        return tuple(f"in Python: anndata.read_h5ad({str(out / path)!r})" for path in files[:1])
     if form == "stamp":
         folders = sorted(set(encoder_folders(entries).values()))
         clini = quote(str(out / "clini_table.csv")) if _labeled(entries) else "CLINI_TABLE"

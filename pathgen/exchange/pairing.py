@@ -35,6 +35,9 @@ class OrderedFeatures(FeatureStore):
     def coords(self, rows: Rows = ALL) -> NDArray[np.int64]:
         return super().coords(self.order[rows])
 
+    def grid(self, rows: Rows = ALL) -> NDArray[np.int32]:
+        return super().grid(self.order[rows])
+
     def labels(self, rows: Rows = ALL) -> NDArray[np.int32]:
         return super().labels(self.order[rows])
 

@@ -42,18 +42,22 @@ def write(entries: Sequence[Entry], folder: Path, config: ExportConfig, log: Log
     for entry in log.each(entries):
         if mask_of(entry) is None:
             log.note("the stores hold no tissue contours, so only tiles are written")
-        lines = _lines(entry)
-        name = f"{entry.id}.geojson"
-        if len(entry) > GZIP_ABOVE:
-            with (
-                (folder / f"{name}.gz").open("wb") as raw,
-                # No name and no time in it, so that equal content gives equal bytes.
-                gzip.GzipFile("", "wb", 6, raw, mtime=0) as out,
-            ):
-                out.writelines(line.encode() for line in lines)
-        else:
-            with (folder / name).open("w", encoding="utf-8", newline="\n") as text:
-                text.writelines(lines)
+        packed = ".gz" if len(entry) > GZIP_ABOVE else ""
+        write_collection(folder / f"{entry.id}.geojson{packed}", _features(entry))
+
+
+def write_collection(path: Path, features: Iterable[Mapping[str, Any]]) -> None:
+    """Write a FeatureCollection, a feature a line; compressed where `path` ends in ``.gz``."""
+    if path.suffix == ".gz":
+        with (
+            path.open("wb") as raw,
+            # No name and no time in it, so that equal content gives equal bytes.
+            gzip.GzipFile("", "wb", 6, raw, mtime=0) as out,
+        ):
+            out.writelines(line.encode() for line in _lines(features))
+    else:
+        with path.open("w", encoding="utf-8", newline="\n") as text:
+            text.writelines(_lines(features))
 
 
 def shift_of(entry: Entry) -> tuple[int, int]:
@@ -67,11 +71,10 @@ def shift_of(entry: Entry) -> tuple[int, int]:
     return (slide.bounds[0], slide.bounds[1]) if slide.bounds else (0, 0)
 
 
-def _lines(entry: Entry) -> Iterator[str]:
-    """The file, a feature a line."""
+def _lines(features: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     yield '{"type":"FeatureCollection","features":[\n'
     first = True
-    for feature in _features(entry):
+    for feature in features:
         text = json.dumps(feature, separators=(",", ":"), allow_nan=False)
         yield text if first else f",\n{text}"
         first = False
@@ -92,12 +95,29 @@ def _features(entry: Entry) -> Iterator[dict[str, Any]]:
         for i, (x, y) in enumerate(corners):
             row = rows.start + i
             known = classes[int(labels[row])] if labels is not None and labels[row] >= 0 else PATCH
-            values = {name: _number(column[i]) for name, column in measures.items()}
-            properties = {"objectType": "tile", "classification": known, "measurements": values}
-            yield {
-                "type": "Feature", "id": str(uuid.uuid5(NAMESPACE, f"{store}/{row}")),
-                "geometry": _polygon([_square(x, y, width, height)]), "properties": properties,
-            }  # fmt: skip
+            values = {name: number(column[i]) for name, column in measures.items()}
+            ring = square(x, y, width, height)
+            yield tile_feature(f"{store}/{row}", ring, known, values)
+
+
+def tile_feature(
+    key: str, ring: Ring, classification: Any, measurements: Mapping[str, float | str]
+) -> dict[str, Any]:
+    """A patch as QuPath's tile; equal keys give equal ids.
+
+    Args:
+        key: as ``store id/row``.
+        ring: its outline, closed, in pixels as QuPath counts them.
+        classification: a name, or a name and a color.
+        measurements: numbers, see `number`.
+    """
+    return {
+        "type": "Feature", "id": str(uuid.uuid5(NAMESPACE, key)), "geometry": _polygon([ring]),
+        "properties": {
+            "objectType": "tile", "classification": classification,
+            "measurements": dict(measurements),
+        },
+    }  # fmt: skip
 
 
 def _classes(names: Iterable[str]) -> list[Mapping[str, Any]]:
@@ -114,12 +134,13 @@ def _measures(patches: PatchStore, rows: slice) -> dict[str, list[float]]:
     return found
 
 
-def _number(value: float) -> float | str:
+def number(value: float) -> float | str:
     """To six digits; GeoJSON has no nan, and QuPath reads the word."""
     return float(f"{value:.6g}") if math.isfinite(value) else "NaN"
 
 
-def _square(x: float, y: float, width: float, height: float) -> Ring:
+def square(x: float, y: float, width: float, height: float) -> Ring:
+    """The outline of a patch with this corner."""
     right, low = whole(x + width), whole(y + height)
     return [[x, y], [right, y], [right, low], [x, low], [x, y]]
 

@@ -68,6 +68,9 @@ def write(entries: Sequence[Entry], folder: Path, config: ExportConfig, log: Log
 
 def _cells(entry: Entry, log: Log) -> NDArray[Any]:
     """Column and row of each patch; positions in strides where there is no common grid."""
+    known = entry.grid[:, ::-1]
+    if len(known) and (known >= 0).all():
+        return np.asarray(known - known.min(axis=0))
     stride = entry.geometry.stride
     cells = grid_of(entry.coords, stride)
     if cells is None:

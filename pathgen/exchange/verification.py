@@ -31,6 +31,7 @@ _MARKS: Mapping[str, tuple[str, ...]] = {
     "stamp": ("slide_table.csv",),
     "webdataset": ("*.tar",),
     "qupath": ("*.geojson", "*.geojson.gz"),
+    "anndata": ("*.h5ad", "*/*.h5ad"),
     "folder": ("coords.csv",),
     "clam": ("h5_files/*.h5", "pt_files/*.pt", "patches/*.h5"),
 }

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from pathgen.config import Config
 from pathgen.errors import ConfigError
 from pathgen.models.chance import share_drop_path
+from pathgen.models.precision import Precision, autocast
 from pathgen.models.weights import weights_id
 
 #: timm modules whose models take any image size when told so.
@@ -56,6 +57,7 @@ class Encoder(nn.Module):
         config: what builds the same architecture again; its `pretrained` is False, as the
             weights travel with the model.
         dim: length of the vectors.
+        precision: in what `encode` computes; its vectors are float32 all the same.
 
     Raises:
         ConfigError: PG-C04, timm does not know the name or cannot build it with these settings.
@@ -72,6 +74,7 @@ class Encoder(nn.Module):
         self.backbone = _backbone(config)
         share_drop_path(self.backbone)
         self.config = config.model_copy(update={"pretrained": False})
+        self.precision: Precision = "fp32"
         width = getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features
         self.dim = int(cast(int, width))
         for name, values in (("mean", config.mean), ("std", config.std)):
@@ -178,12 +181,14 @@ class Encoder(nn.Module):
         The network is in eval mode during the call.
         """
         device = next(self.parameters()).device
-        images = torch.from_numpy(np.ascontiguousarray(patches)).to(device)
+        # From pinned memory the copy runs beside what the GPU does; from other it waits as ever.
+        images = torch.from_numpy(np.ascontiguousarray(patches)).to(device, non_blocking=True)
         images = images.permute(0, 3, 1, 2).float() / 255
         was_training = self.training
         self.eval()
         try:
-            features = self(resize(images, self.config.image_size))
+            with autocast(self.precision, device):
+                features = self(resize(images, self.config.image_size))
         finally:
             self.train(was_training)
         return cast("NDArray[np.float32]", features.float().cpu().numpy())

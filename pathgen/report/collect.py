@@ -27,6 +27,7 @@ _INNER = frozenset({"checkpoints", "thumbnails", "truth"})
 #: No result is larger; what is was not written by pathgen.
 _MAX_JSON = 64 * 2**20
 KNN, MIL, GENERATION = "pathgen.knn", "pathgen.mil", "pathgen.generation"
+COMPARISON = "pathgen.comparison"
 
 
 class Unreadable(Exception):
@@ -49,13 +50,17 @@ class Found:
     """synthetic images beside real ones"""
     predictions: list[tuple[Path, dict[str, Any]]] = field(default_factory=list)
     """slide-level results that are single files"""
+    comparisons: list[tuple[Path, dict[str, Any]]] = field(default_factory=list)
+    """two slide-level results on the same slides"""
     features: list[Path] = field(default_factory=list)
+    pictures: list[Path] = field(default_factory=list)
+    """tiles from elsewhere, for their thumbnails alone"""
     notes: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         kinds = (
             self.tiles, self.runs, self.stages, self.mil, self.knn, self.generation,
-            self.predictions,
+            self.predictions, self.comparisons,
         )  # fmt: skip
         return any(kinds) or bool(self.features)
 
@@ -142,6 +147,8 @@ def _look_for_result(found: Found, path: Path) -> None:
         found.knn.append((path, values))
     elif values.get("format") == GENERATION:
         found.generation.append((path, values))
+    elif values.get("format") == COMPARISON:
+        found.comparisons.append((path, values))
     elif values.get("format") == MIL or {"confusion", "classes"} <= values.keys():
         found.predictions.append((path, values))
 
@@ -162,7 +169,7 @@ def _holds_features(found: Found, place: Path, names: set[str]) -> bool:
 
 def _is_mil(names: set[str]) -> bool:
     """Also one that has not come to its predictions yet."""
-    folds = any(name.startswith("fold-") for name in names)
+    folds = any(name.startswith(("fold-", "repeat-")) for name in names)
     return "predictions.csv" in names or ("provenance.json" in names and folds)
 
 
@@ -194,7 +201,7 @@ def _walk(
         if not entry.is_dir(follow_symlinks=False) or entry.name.endswith(".zarr"):
             continue
         spoken_for = (holds_stages and entry.name in STAGES) or (
-            is_mil and entry.name.startswith("fold-")
+            is_mil and entry.name.startswith(("fold-", "repeat-", "baselines"))
         )
         if entry.name not in _INNER and not spoken_for:
             yield from _walk(folder / entry.name, notes, depth + 1, f"{inside}{entry.name}/")

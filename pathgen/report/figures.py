@@ -29,6 +29,8 @@ from pathgen.report.blocks import Image
 
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 LINES = (BLUE, ORANGE, GREEN, PURPLE)
+#: For up to eight classes.
+MANY = (*LINES, "#56B4E9", "#E69F00", "#444444", "#8c564b")
 INK, GRAY = "#222222", "#6b7280"
 #: Inches across the page.
 WIDTH = 10.6
@@ -69,7 +71,7 @@ def loss_curves(
     """
     columns = max(1, min(columns, len(panels)))
     rows = -(-len(panels) // columns)
-    with _drawing(WIDTH * min(columns, 2) / 2, rows * 2.2) as figure:
+    with drawing(WIDTH * min(columns, 2) / 2, rows * 2.2) as figure:
         for place, (name, content) in enumerate(panels.items(), 1):
             axes = figure.add_subplot(rows, columns, place)
             curves = content if isinstance(content, Mapping) else {"": content}
@@ -87,7 +89,7 @@ def loss_curves(
             axes.grid(axis="y")
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             axes.yaxis.set_major_locator(MaxNLocator(4))
-        return _svg(figure, f"{label} of {', '.join(panels)} by {unit}")
+        return svg(figure, f"{label} of {', '.join(panels)} by {unit}")
 
 
 def histograms(
@@ -99,7 +101,7 @@ def histograms(
 ) -> Markup:
     """One panel a name, side by side; a dashed line where `thresholds` has that name."""
     thresholds = thresholds or {}
-    with _drawing(WIDTH * min(len(values), 2) / 2, 2.3) as figure:
+    with drawing(WIDTH * min(len(values), 2) / 2, 2.3) as figure:
         for place, (name, one) in enumerate(values.items(), 1):
             axes = figure.add_subplot(1, len(values), place)
             one = np.asarray(one, float)
@@ -115,7 +117,7 @@ def histograms(
                 )  # fmt: skip
             axes.grid(axis="y")
             axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-        return _svg(figure, f"histograms of {', '.join(values)}")
+        return svg(figure, f"histograms of {', '.join(values)}")
 
 
 def confusion(matrix: ArrayLike, classes: Sequence[str]) -> Markup:
@@ -128,7 +130,7 @@ def confusion(matrix: ArrayLike, classes: Sequence[str]) -> Markup:
     n = len(classes)
     side = min(6.5, max(2.2, 0.55 * n + 0.8))
     names = [_short(str(name), 18) for name in classes]
-    with _drawing(side + 1.2, side + 0.4) as figure:
+    with drawing(side + 1.2, side + 0.4) as figure:
         axes = figure.add_subplot()
         cells = axes.pcolormesh(share, cmap="Blues", vmin=0, vmax=1, edgecolor="white")
         axes.set_aspect("equal")
@@ -146,7 +148,7 @@ def confusion(matrix: ArrayLike, classes: Sequence[str]) -> Markup:
         bar = figure.colorbar(cells, ax=axes, shrink=0.8, ticks=(0, 0.5, 1))
         bar.set_label("share of the true class")
         bar.outline.set_visible(False)  # type: ignore[operator]
-        return _svg(figure, f"confusion matrix of {', '.join(names)}")
+        return svg(figure, f"confusion matrix of {', '.join(names)}")
 
 
 def bars(
@@ -154,15 +156,17 @@ def bars(
     label: str,
     reference: tuple[str, float] | None = None,
     limits: tuple[float, float] = (0.0, 1.0),
+    colors: Sequence[str] = (),
 ) -> Markup:
     """Horizontal bars: (name, value, low, high); low and high draw an interval.
 
-    `reference` is a named dashed line, as chance.
+    `reference` is a named dashed line, as chance; `colors` are of the first bars, then blue.
     """
-    with _drawing(7.2, 0.75 + 0.36 * len(rows)) as figure:
+    with drawing(7.2, 0.75 + 0.36 * len(rows)) as figure:
         axes = figure.add_subplot()
         for place, (_, value, low, high) in enumerate(rows):
-            axes.barh(place, value, height=0.62, color=BLUE, alpha=0.85)
+            color = colors[place] if place < len(colors) else BLUE
+            axes.barh(place, value, height=0.62, color=color, alpha=0.85)
             if low is not None and high is not None:
                 axes.plot((low, high), (place, place), color=INK, linewidth=1.2)
                 axes.plot((low, high), (place, place), "|", color=INK, markersize=7)
@@ -179,7 +183,7 @@ def bars(
         axes.invert_yaxis()
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")
-        return _svg(figure, f"{label} of {', '.join(name for name, *_ in rows)}")
+        return svg(figure, f"{label} of {', '.join(name for name, *_ in rows)}")
 
 
 def smooth(values: ArrayLike) -> NDArray[np.float64]:
@@ -273,7 +277,7 @@ def _open(path: Path, draft: tuple[int, int] | None = None) -> Pillow.Image:
 
 
 @contextmanager
-def _drawing(width: float, height: float) -> Iterator[Figure]:
+def drawing(width: float, height: float) -> Iterator[Figure]:
     """A figure of `width` x `height` inches in the page's style; no pyplot, no window."""
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
         # Names in other scripts: the browser has the glyphs that matplotlib's own font lacks.
@@ -281,7 +285,7 @@ def _drawing(width: float, height: float) -> Iterator[Figure]:
         yield Figure(figsize=(width, height), layout="constrained")
 
 
-def _svg(figure: Figure, alt: str) -> Markup:
+def svg(figure: Figure, alt: str) -> Markup:
     """The figure as an SVG element that scales down with the page."""
     data = io.StringIO()
     nothing: dict[str, Any] = dict.fromkeys(("Date", "Creator", "Format", "Type"))

@@ -13,24 +13,27 @@ import jinja2
 from markupsafe import Markup
 
 from pathgen import __version__, commit
-from pathgen.errors import StorageError
+from pathgen.errors import NoInputError, StorageError
 from pathgen.places import spare_page
 from pathgen.progress import Progress, Silent
 from pathgen.report.augmentation import generation_section
 from pathgen.report.blocks import Code, Note, Section, Text
 from pathgen.report.collect import Found, Unreadable, collect, read_json, read_object
-from pathgen.report.results import (
-    features_section,
-    knn_section,
-    mil_section,
-    predictions_section,
-)
+from pathgen.report.comparisons import comparison_section
+from pathgen.report.knn import features_section, knn_section
+from pathgen.report.slidelevel import mil_section, predictions_section
 from pathgen.report.slides import slides_section
 from pathgen.report.text import Scrubber
 from pathgen.report.training import run_section, stage_section
 
 
-def write_report(folder: Path, out: Path | None = None, *, progress: Progress = Silent()) -> Path:
+def write_report(
+    folder: Path,
+    out: Path | None = None,
+    *,
+    tiles: Path | None = None,
+    progress: Progress = Silent(),
+) -> Path:
     """Write one page about all that `folder` holds, and return where it is.
 
     The page has its style and pictures inside, fetches nothing and runs nothing. What is missing
@@ -39,9 +42,11 @@ def write_report(folder: Path, out: Path | None = None, *, progress: Progress = 
     Args:
         folder: tiles, a run, a stage, features, an evaluation, or a folder with several of them.
         out: the HTML file; default: report.html in `folder`.
+        tiles: folder of `tile` whose thumbnails show the slides, where `folder` holds none.
 
     Raises:
-        NoInputError: PG-N01, no such folder or nothing of pathgen's in it.
+        NoInputError: PG-N01, no such folder or nothing of pathgen's in it, or `tiles` is no
+            folder of tiles.
         ConfigError: PG-O19, another program's file is at `out`.
         StorageError: PG-O01, PG-O03, `out` is a folder or cannot be written.
     """
@@ -51,11 +56,22 @@ def write_report(folder: Path, out: Path | None = None, *, progress: Progress = 
         raise StorageError("output is a folder", where=out, hint="name a file, as report.html")
     spare_page(out)
     found = collect(folder)
+    if tiles is not None:
+        found.pictures.append(_tiles_folder(Path(tiles)))
     sections = build_sections(found, progress)
     html = render(found, sections)
     commit.writable_folder(out.parent)
     commit.write_text(out, html)
     return out
+
+
+def _tiles_folder(folder: Path) -> Path:
+    if not (folder / "slides.json").is_file():
+        raise NoInputError(
+            "not a folder of tiles", where=folder, why="it has no slides.json",
+            hint="give the folder that `pathgen tile` wrote",
+        )  # fmt: skip
+    return folder.resolve()
 
 
 def build_sections(found: Found, progress: Progress = Silent()) -> list[Section]:
@@ -69,6 +85,7 @@ def build_sections(found: Found, progress: Progress = Silent()) -> list[Section]
         *([(generation_section, (found,))] if found.generation else []),
         *((mil_section, (found, path, i)) for i, path in enumerate(found.mil, 1)),
         *((predictions_section, (found, *one, i)) for i, one in enumerate(found.predictions, 1)),
+        *((comparison_section, (found, *one, i)) for i, one in enumerate(found.comparisons, 1)),
     ]
     sections: list[Section] = []
     with progress.task("report", len(jobs)) as task:
@@ -94,7 +111,8 @@ def reproduce_section(found: Found) -> list[Section]:
             if not steps:
                 section.add(Note("commands.json names no commands."))
     else:
-        steps = [step for path in (*found.runs, *found.stages) for step in _command(found, path)]
+        places = (*found.runs, *found.stages, *found.mil)
+        steps = [step for path in places for step in _command(found, path)]
         if steps:
             section.add(Text("The commands as they were given; folders are shown by name only."))
     section.add(*(Code(title, command) for title, command in steps))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,39 @@ def interval_of(value: Any) -> tuple[float, float] | None:
         return None
     low, high = as_float(value[0]), as_float(value[1])
     return None if low is None or high is None else (low, high)
+
+
+def limits_of(value: Any) -> tuple[float | None, float | None]:
+    """Low and high of an interval; None for both where there is none."""
+    return interval_of(value) or (None, None)
+
+
+def inside(values: Any, *keys: str) -> Any:
+    """What nested mappings hold under the keys; None where one of them is missing."""
+    for key in keys:
+        if not isinstance(values, Mapping):
+            return None
+        values = values.get(key)
+    return values
+
+
+def mappings(values: Any) -> list[Mapping[str, Any]]:
+    """The mappings of a list; none of anything else."""
+    found = values if isinstance(values, list) else []
+    return [one for one in found if isinstance(one, Mapping)]
+
+
+def sentences(values: Any) -> list[str]:
+    """The notes of a result; none of anything but a list of texts."""
+    found = values if isinstance(values, list) else []
+    return [one for one in found if isinstance(one, str) and one]
+
+
+def signed(value: Any, interval: Any = None) -> str:
+    """``+0.120 [+0.020, +0.210]``."""
+    known, limits = as_float(value), interval_of(interval)
+    tail = f" [{limits[0]:+.3f}, {limits[1]:+.3f}]" if limits else ""
+    return DASH if known is None else f"{known:+.3f}{tail}"
 
 
 def with_interval(value: Any, interval: Any) -> str:

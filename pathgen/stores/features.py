@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 from pathgen.provenance import Provenance
 from pathgen.stores.seal import damaged
 from pathgen.stores.store import Store, create_table
-from pathgen.stores.table import ALL, Column, Rows, Table, TableWriter
+from pathgen.stores.table import ALL, Column, Rows, Table, TableWriter, pick
 
+#: Bytes of vectors that lie together: a bag is read in few pieces, and a part of one does not
+#: read all of it.
+CHUNK_BYTES = 2**20
 #: Facts of the source that the familiar attributes of `coords` repeat.
 _FAMILIAR = ("patch_size", "patch_size_level0", "target_mpp", "level0_mpp", "overlap", "name")
 
@@ -22,7 +25,8 @@ class FeatureStore(Store):
     """Features of one source; row i belongs to row i of the patches it was made from.
 
     Columns: ``features`` float32 or float16 (dim,), ``coords`` int64 (x, y) in level-0 pixels
-    (-1, -1 where a patch has no place), ``label`` int32, an index into `classes` or -1.
+    (-1, -1 where a patch has no place), ``label`` int32, an index into `classes` or -1, and,
+    where it is known, ``grid`` int32 (row, column), the place in the grid that was tiled.
     """
 
     kind = "features"
@@ -45,6 +49,7 @@ class FeatureStore(Store):
         source: Mapping[str, Any],
         classes: Sequence[str] = (),
         dtype: str = "float32",
+        with_grid: bool = False,
     ) -> TableWriter:
         """A writer for ``append(features=(n, dim), coords=(n, 2), label=(n,))``.
 
@@ -56,6 +61,7 @@ class FeatureStore(Store):
                 facts of a patch store are copied when they are there.
             classes: names that `label` counts in.
             dtype: ``"float32"`` or ``"float16"``.
+            with_grid: ``append`` takes ``grid=(n, 2)`` too, int32 (row, column).
 
         Raises:
             ValueError: `source` lacks id or name, or the type is another.
@@ -72,9 +78,10 @@ class FeatureStore(Store):
             "classes": list(classes),
         }
         columns = {
-            "features": Column(dtype, (dim,)),
+            "features": Column(dtype, (dim,), chunk_rows(dim, dtype)),
             "coords": Column("int64", (2,)),
             "label": Column("int32"),
+            **({"grid": Column("int32", (2,))} if with_grid else {}),
         }
         notes = {name: source[name] for name in _FAMILIAR if source.get(name) is not None}
         return create_table(path, columns, attrs, notes={"coords": notes})
@@ -124,6 +131,23 @@ class FeatureStore(Store):
         """Top left corners, level-0 (x, y), int64 (n, 2), in the order of `rows`."""
         return self.table.read("coords", rows)
 
+    def grid(self, rows: Rows = ALL) -> NDArray[np.int32]:
+        """Place in the grid, (row, column), int32 (n, 2), in the order of `rows`.
+
+        (-1, -1) for all of a store that does not know, as an imported one.
+        """
+        if "grid" in self.table.columns:
+            return self.table.read("grid", rows)
+        picked = pick(rows, len(self))
+        count = len(range(len(self))[picked]) if isinstance(picked, slice) else len(picked)
+        return np.full((count, 2), -1, np.int32)
+
     def labels(self, rows: Rows = ALL) -> NDArray[np.int32]:
         """Index into `classes`, int32 (n,), -1 where unknown, in the order of `rows`."""
         return self.table.read("label", rows)
+
+
+def chunk_rows(dim: int, dtype: str) -> int:
+    """How many vectors lie together: about `CHUNK_BYTES`, a power of two from 16 to 1024."""
+    rows = CHUNK_BYTES // (dim * np.dtype(dtype).itemsize)
+    return int(np.clip(1 << max(rows, 1).bit_length() - 1, 16, 1024))

@@ -61,14 +61,17 @@ def _ring(points: Any, where: str) -> NDArray[np.float64]:
 # GeoJSON
 
 
-def parse_geojson(data: bytes, name: str) -> Annotations:
+def parse_geojson(data: bytes, name: str, faults: list[SlideError] | None = None) -> Annotations:
     """A FeatureCollection, a bare array of features, one feature or one geometry.
 
     Positions are of the frame ``bounds``, as QuPath writes them; files with the marks of TRIDENT
     or geopandas (`crs`, `tissue_id`) are of the frame ``canvas``.
 
+    Args:
+        faults: takes what is wrong with a single feature, which is then left out.
+
     Raises:
-        SlideError: PG-M02, it is something else.
+        SlideError: PG-M02, it is something else, or a feature is and `faults` is not given.
     """
     try:
         value = json.loads(data.decode("utf-8-sig"))
@@ -77,18 +80,26 @@ def parse_geojson(data: bytes, name: str) -> Annotations:
     features = _features(value, name)
     found = Annotations(_frame(value, features))
     for number, feature in enumerate(features):
-        where = f"{name}, feature {number}"
-        if not isinstance(feature, Mapping):
-            raise bad_mask(where, "it is no object")
-        properties = feature.get("properties") or {}
-        if not isinstance(properties, Mapping):
-            raise bad_mask(where, "its properties are no object")
-        if properties.get("objectType") == "root":
-            continue
-        geometry = feature if "coordinates" in feature else feature.get("geometry")
-        for exterior, holes in _polygons(geometry, found, where):
-            found.add(_class(properties, where), exterior, holes, where=where)
+        try:
+            _add_feature(found, feature, f"{name}, feature {number}")
+        except SlideError as error:
+            if faults is None:
+                raise
+            faults.append(error)
     return found
+
+
+def _add_feature(found: Annotations, feature: Any, where: str) -> None:
+    if not isinstance(feature, Mapping):
+        raise bad_mask(where, "it is no object")
+    properties = feature.get("properties") or {}
+    if not isinstance(properties, Mapping):
+        raise bad_mask(where, "its properties are no object")
+    if properties.get("objectType") == "root":
+        return
+    geometry = feature if "coordinates" in feature else feature.get("geometry")
+    for exterior, holes in _polygons(geometry, found, where):
+        found.add(_class(properties, where), exterior, holes, where=where)
 
 
 def _features(value: Any, name: str) -> list[Any]:

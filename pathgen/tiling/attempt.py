@@ -8,7 +8,8 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from pathgen import commit
@@ -35,6 +36,27 @@ class Job:
     claims: Claims | None = None
     sample: bool = False
     """with `task.plan`: cut a few blocks, to know how long they take"""
+
+    def absolute(self) -> Job:
+        """With no relative path, as a worker's current folder is another."""
+        return replace(self, task=self.task.absolute())
+
+    @property
+    def place(self) -> Path | None:
+        """Where the slide lies; None where that is no path, as of a URL."""
+        return self.task.place
+
+    def hung(self, limit: float) -> None:
+        """Leave word that the slide took more than `limit` seconds."""
+        if self.claims is None:
+            return
+        error = SlideError(
+            "reader hung", code="PG-S13", where=self.task.slide.name,
+            why=f"no answer within {limit:g} seconds",
+            hint="look at the file with another program; a longer --slide-timeout gives it more "
+            "time",
+        )  # fmt: skip
+        self.claims.tell(self.task.slide.name, failed(self.task, error))
 
 
 @dataclass(frozen=True)

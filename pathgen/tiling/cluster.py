@@ -1,4 +1,4 @@
-"""The tiler's work on a Dask cluster: one that runs already, or SLURM jobs started for it.
+"""Work on slides on a Dask cluster: one that runs already, or SLURM jobs started for it.
 
 The workers run the same function on the same slides as local processes do, and write the stores
 themselves; so they must see the slides and the output folder under the same paths, and have the
@@ -15,18 +15,17 @@ import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 from uuid import uuid4
 
 from pathgen import __version__, commit
-from pathgen.errors import ClusterError, ConfigError, SlideError
+from pathgen.errors import ClusterError, ConfigError
 from pathgen.extras import need
 from pathgen.progress import Progress
-from pathgen.tiling.attempt import Job, Outcome, failed
 from pathgen.tiling.pool import Crashed
 
 #: Seconds in which a scheduler must answer and have a worker.
@@ -38,8 +37,8 @@ WORKERS = "dask worker ADDRESS --nthreads 1 --nworkers N"
 
 #: Of distributed, which is imported on use and has no types.
 Client = Any
-Function = Callable[[Job], Outcome]
-Results = Generator[tuple[int, Outcome | Crashed], None, None]
+Function = Callable[[Any], Any]
+Results = Generator[tuple[int, Any | Crashed], None, None]
 
 #: Options of ``--slurm`` -> names that dask-jobqueue has for them. `workers` is the number of jobs.
 SLURM_OPTIONS = {
@@ -49,6 +48,23 @@ SLURM_OPTIONS = {
 }  # fmt: skip
 #: Those that become lines ``#SBATCH --name=value``.
 SBATCH_OPTIONS = ("qos", "constraint", "nodelist", "exclude", "reservation", "gres")
+
+
+class Errand(Protocol):
+    """A piece of work that travels to a worker, as `attempt.Job` is."""
+
+    def absolute(self) -> Self:
+        """With no relative path, as a worker's current folder is another."""
+        ...
+
+    @property
+    def place(self) -> Path | None:
+        """What a worker must be able to see; None where that is no path, as of a URL."""
+        ...
+
+    def hung(self, limit: float) -> None:
+        """Leave word that it took more than `limit` seconds: its worker ends now."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -89,7 +105,7 @@ class Machines:
     @contextmanager
     def runner(
         self, out: Path | None, limit: float | None, progress: Progress
-    ) -> Iterator[tuple[Callable[[Function, Sequence[Job]], Results], int]]:
+    ) -> Iterator[tuple[Callable[[Function, Sequence[Errand]], Results], int]]:
         """A function that works like `run_all` on the cluster, and how many workers there are.
 
         Args:
@@ -267,13 +283,13 @@ def _folder_seen(path: Path, slide: Path | None) -> bool:
 
 
 def _run(
-    client: Client, fit: _Fit, limit: float | None, function: Function, jobs: Sequence[Job]
+    client: Client, fit: _Fit, limit: float | None, function: Function, jobs: Sequence[Errand]
 ) -> Results:
     """``function(job)`` of each job on the workers, as they finish: (index, result)."""
     if not jobs:
         return
-    jobs = [_absolute(job) for job in jobs]
-    _check_workers(client, fit, next((_local(job) for job in jobs), None))
+    jobs = [job.absolute() for job in jobs]
+    _check_workers(client, fit, next((job.place for job in jobs), None))
     run = uuid4().hex[:8]
     number = {
         client.submit(_work, function, job, fit, limit, key=f"tile-{run}-{i}"): i
@@ -315,27 +331,6 @@ def _lost() -> ClusterError:
     )  # fmt: skip
 
 
-def _absolute(job: Job) -> Job:
-    """With no relative path, as a worker's current folder is another."""
-    task = job.task
-    slide, config = task.slide, task.config
-    if isinstance(slide.path, Path):
-        slide = replace(slide, path=slide.path.absolute())
-    if slide.mask is not None:
-        slide = replace(slide, mask=slide.mask.absolute())
-    if config.normalize.target is not None:
-        target = str(Path(config.normalize.target).absolute())
-        normalize = config.normalize.model_copy(update={"target": target})
-        config = config.model_copy(update={"normalize": normalize})
-    return replace(job, task=replace(task, slide=slide, config=config))
-
-
-def _local(job: Job) -> Path | None:
-    """Where the slide lies; None where that is no path, as of a URL."""
-    path = job.task.slide.path
-    return path if isinstance(path, Path) else None
-
-
 def _one_thread(worker: str, threads: int) -> None:
     """Raises ClusterError PG-E04 for a worker that would have several slides in one process."""
     if threads > 1:
@@ -369,11 +364,11 @@ def _complaint(fit: _Fit, slide: Path | None) -> ClusterError | None:
     return None
 
 
-def _work(function: Function, job: Job, fit: _Fit, limit: float | None) -> Outcome:
+def _work(function: Function, job: Errand, fit: _Fit, limit: float | None) -> Any:
     """On a worker, which may have come after the others were checked."""
     worker = _dask().get_worker()
     _one_thread(worker.address, worker.state.nthreads)
-    fit.check(_local(job))
+    fit.check(job.place)
     if limit is None:
         return function(job)
     timer = threading.Timer(limit, _give_up, (job, limit))
@@ -385,14 +380,7 @@ def _work(function: Function, job: Job, fit: _Fit, limit: float | None) -> Outco
         timer.cancel()
 
 
-def _give_up(job: Job, limit: float) -> None:
+def _give_up(job: Errand, limit: float) -> None:
     """A thread cannot be stopped: end the process, which Dask replaces, and leave word why."""
-    if job.claims is not None:
-        error = SlideError(
-            "reader hung", code="PG-S13", where=job.task.slide.name,
-            why=f"no answer within {limit:g} seconds",
-            hint="look at the file with another program; a longer --slide-timeout gives it more "
-            "time",
-        )  # fmt: skip
-        job.claims.tell(job.task.slide.name, failed(job.task, error))
+    job.hung(limit)
     os._exit(1)

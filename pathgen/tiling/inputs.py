@@ -124,7 +124,7 @@ def _merged(first: _Found, again: _Found) -> _Found:
 
 def _expand(path: Path, ignored: Counter[str]) -> Iterator[_Found]:
     if path.is_dir():
-        if _is_slide_folder(path):
+        if is_slide_folder(path):
             yield from (_Found(slide, path.parent) for slide in _series(path))
         else:
             yield from _search(path, ignored)
@@ -148,7 +148,7 @@ def _matches(pattern: Path, ignored: Counter[str]) -> Iterator[_Found]:
     if not paths:
         raise NoInputError("no file matches", where=pattern, hint="check the pattern")
     for path in paths:
-        if path.is_dir() and not _is_slide_folder(path):
+        if path.is_dir() and not is_slide_folder(path):
             continue
         if path.is_dir() or path.suffix.lower() in SLIDE_SUFFIXES | IMAGE_SUFFIXES:
             yield _Found(path, fixed)
@@ -180,7 +180,7 @@ def _search(root: Path, ignored: Counter[str]) -> Iterator[_Found]:
             place = here / name
             if name.startswith(".") or _is_output(place) or _is_mirax_data(place):
                 continue
-            if _is_slide_folder(place):
+            if is_slide_folder(place):
                 slides += _series(place)
             elif place.suffix.lower() == ".zarr":
                 ignored[".zarr"] += 1
@@ -209,7 +209,8 @@ def _unreadable(place: Path, error: OSError) -> SlideError:
     )  # fmt: skip
 
 
-def _is_slide_folder(path: Path) -> bool:
+def is_slide_folder(path: Path) -> bool:
+    """Whether a folder is slides itself, OME-Zarr or DICOM, rather than holds them."""
     if is_ome_zarr(path):
         return True
     try:

@@ -1,6 +1,6 @@
 """CSV lists of slides, with the column names that other tools use.
 
-slide: wsi, slide, slide_id, image_path, filename, sample_id · mpp: mpp, spacing,
+slide: path, image_path, wsi, slide, filename, slide_id, sample_id · mpp: mpp, spacing,
 spacing_at_level_0, mpp_x · mask: mask, mask_path · label · patient: see `pathgen.columns`. Case,
 spaces, hyphens and underscores in these names do not matter; the separator is a comma, semicolon
 or tab; paths are relative to the list's folder; URLs are taken too.
@@ -28,7 +28,7 @@ from pathgen.tiling.readers.remote import SlidePath, is_url, path_key, slide_pat
 
 LIST_SUFFIXES = frozenset({".csv", ".tsv"})
 ALIASES = {
-    "slide": ("image_path", "wsi", "slide", "filename", "slide_id", "sample_id"),
+    "slide": ("path", "image_path", "wsi", "slide", "filename", "slide_id", "sample_id"),
     "mpp": ("mpp", "spacing_at_level_0", "spacing", "mpp_x"),
     "mask": ("mask", "mask_path"),
     "label": ("label",),
@@ -74,6 +74,8 @@ def read_list(path: Path) -> list[ListedSlide]:
             role: (row[i].strip() or None) if i is not None and i < len(row) else None
             for role, i in columns.items()
         }
+        if cells["slide"] is None and "slide" in known:  # a cohort knows no path of a lost slide
+            cells["slide"] = row[known.index("slide")].strip() or None
         if cells["slide"] is None:
             continue
         slide = _row(path, line, cells["slide"], cells, folders)

@@ -34,6 +34,8 @@ MAX_TEXT = 128 * MIB
 MAX_RASTER = 512 * MIB
 #: By how much the sides of a raster may be off the slide's proportions.
 MAX_ASPECT = 0.02
+#: How a TIFF begins.
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 #: So many values of a raster are named in an error.
 MANY_VALUES = 12
 
@@ -120,14 +122,37 @@ def read_regions(path: Path, slide: SlideReader, config: MaskConfig = MaskConfig
         raise _unreadable(path, error) from error
     if head.startswith(b"\x89PNG"):
         return _raster_regions(_read_png(path), path.name, slide, config)
-    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+    if head[:4] in TIFF:
         return _raster_regions(_read_tiff(path), path.name, slide, config)
+    return _outline_regions(_outlines(path, head), path.name, slide, config)
+
+
+def read_annotations(path: Path, faults: list[SlideError] | None = None) -> Annotations:
+    """The outlines of a file, before they are laid on a slide.
+
+    Args:
+        faults: takes what is wrong with a single feature of a GeoJSON, which is then left out.
+
+    Raises:
+        SlideError: PG-M02, the file is no GeoJSON and no XML of ASAP.
+    """
+    try:
+        with path.open("rb") as handle:
+            head = handle.read(64)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if head.startswith(b"\x89PNG") or head[:4] in TIFF:
+        raise bad_mask(path.name, "it is a raster and has no outlines", "give it as a mask")
+    return _outlines(path, head, faults)
+
+
+def _outlines(path: Path, head: bytes, faults: list[SlideError] | None = None) -> Annotations:
     data = _text(path, packed=head.startswith(b"\x1f\x8b"))
     first = data[:64].removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if first in (b"{", b"["):
-        return _outline_regions(parse_geojson(data, path.name), path.name, slide, config)
+        return parse_geojson(data, path.name, faults)
     if first == b"<" or data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return _outline_regions(parse_asap(data, path.name), path.name, slide, config)
+        return parse_asap(data, path.name)
     raise bad_mask(
         path.name, "it is neither GeoJSON, XML, PNG nor TIFF" if head else "it is empty",
         "JPEG changes values: save masks as PNG",

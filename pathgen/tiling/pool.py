@@ -78,15 +78,15 @@ class _Crew:
 
     def __init__(self, size: int, limit: float | None) -> None:
         self.size, self.limit = size, limit
-        self.idle: list[_Worker] = []
-        self.busy: dict[connection.Connection, _Worker] = {}
+        self.idle: list[Worker] = []
+        self.busy: dict[connection.Connection, Worker] = {}
 
     @property
     def free(self) -> bool:
         return len(self.busy) < self.size
 
     def start(self, index: int, function: Callable[[T], R], task: T) -> None:
-        worker = self.idle.pop() if self.idle else _Worker()
+        worker = self.idle.pop() if self.idle else Worker()
         worker.index, worker.since = index, time.monotonic()
         self.busy[worker.pipe] = worker
         with suppress(BrokenPipeError):  # it has died, as `finished` will see
@@ -131,11 +131,17 @@ class _Crew:
             worker.stop(at_once=False)
 
 
-class _Worker:
-    def __init__(self) -> None:
+class Worker:
+    """A process that answers through a pipe. `index` is the task it has.
+
+    Args:
+        serve: what it runs, with its end of the pipe; ends when ours is closed.
+    """
+
+    def __init__(self, serve: Callable[[Any], None] | None = None) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs,))
+        self.process = context.Process(target=serve or _serve, args=(theirs,))
         self.index, self.since = -1, 0.0
         with _main_hidden():
             self.process.start()
@@ -163,7 +169,7 @@ class _Worker:
 
 def _serve(pipe: connection.Connection) -> None:
     """In a worker: one task after the other, until the parent closes the pipe."""
-    _prepare_worker()
+    prepare_worker()
     while True:
         try:
             function, task = pipe.recv()
@@ -185,7 +191,8 @@ def _serve(pipe: connection.Connection) -> None:
             pipe.send((False, told, answer[2] or traceback.format_exc()))
 
 
-def _prepare_worker() -> None:
+def prepare_worker() -> None:
+    """In a worker, first of all: signals are the parent's, and it ends with its parent."""
     # Ctrl-C reaches the whole process group; only the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

@@ -226,6 +226,12 @@ def slide_info(
 
 
 def slide_problems(slide: Any) -> Iterator[str]:
+    """`slide_faults` as sentences."""
+    yield from map(str, slide_faults(slide))
+
+
+def slide_faults(slide: Any) -> Iterator[PathgenError | str]:
+    """What would stop `tile`, as errors; what a person should know besides, as sentences."""
     from pathgen.tiling.overview import (
         BAND_PIXELS,
         best_level,
@@ -237,7 +243,7 @@ def slide_problems(slide: Any) -> Iterator[str]:
     try:
         scale = checked_scale(slide.header.scale, slide.override, slide.name)
     except PathgenError as error:
-        yield str(error)
+        yield error
         scale = None
     objective = slide.header.objective
     if scale and objective and abs(scale.mean * objective / 10 - 1) > 0.25:
@@ -252,4 +258,4 @@ def slide_problems(slide: Any) -> Iterator[str]:
     try:
         check_brightfield(read_overview(slide, step).pixels, slide.name)
     except SlideError as error:
-        yield str(error)
+        yield error

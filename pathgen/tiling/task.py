@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -143,6 +143,24 @@ class TileTask:
             None if listed is None else Scale(listed, listed, "csv"),
             fallback=None if given is None else Scale(given, given, "option"),
         )  # fmt: skip
+
+    def absolute(self) -> Self:
+        """With no relative path, for a process whose current folder is another."""
+        slide, config = self.slide, self.config
+        if isinstance(slide.path, Path):
+            slide = replace(slide, path=slide.path.absolute())
+        if slide.mask is not None:
+            slide = replace(slide, mask=slide.mask.absolute())
+        if config.normalize.target is not None:
+            target = str(Path(config.normalize.target).absolute())
+            normalize = config.normalize.model_copy(update={"target": target})
+            config = config.model_copy(update={"normalize": normalize})
+        return replace(self, slide=slide, out=self.out.absolute(), config=config)
+
+    @property
+    def place(self) -> Path | None:
+        """Where the slide lies; None where that is no path, as of a URL."""
+        return self.slide.path if isinstance(self.slide.path, Path) else None
 
     @property
     def known(self) -> dict[str, Any]:

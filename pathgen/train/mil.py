@@ -1,67 +1,58 @@
-"""A slide classifier on frozen features."""
+"""A slide head on frozen features: one training, and what the head says."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from pydantic import Field
-from torch import Tensor, nn
-from torch.nn import functional
 
-from pathgen.config import Config
+from pathgen.config import build
 from pathgen.data.bags import Bags
+from pathgen.data.vectors import moments_of
 from pathgen.errors import DataError, RunError
-from pathgen.models.mil import MILConfig, MILHead, PoolingConfig
+from pathgen.models.mil import MILConfig, MILHead, build_head
+from pathgen.models.mil.targets import Criterion, criterion, outputs_of
+from pathgen.models.precision import autocast
 from pathgen.progress import Progress, Silent
-from pathgen.train.engine import find_device
+from pathgen.train.engine import choose_precision, find_device
+from pathgen.train.milanswers import BagPrediction, answer, predict, prediction, wants_places
+from pathgen.train.milbatches import (
+    Ahead,
+    Batch,
+    Draw,
+    answering_plan,
+    batches,
+    pieces,
+    training_plan,
+    truth_of,
+    worth_a_thread,
+)
+from pathgen.train.milconfig import MILTrainConfig
+from pathgen.train.milmonitor import check_monitor, score
 
-
-class MILTrainConfig(Config):
-    """How a head is trained, and how a cross-validation divides its slides.
-
-    `device` changes nothing that is written; `fit_mil` reads neither `folds` nor `valid_share`.
-    """
-
-    model: PoolingConfig = Field(default_factory=PoolingConfig)
-    lr: float = Field(default=2e-4, gt=0)
-    weight_decay: float = Field(default=1e-4, ge=0)
-    epochs: int = Field(default=100, ge=1)
-    patience: int = Field(default=20, ge=1)
-    """epochs without a lower validation loss before stopping"""
-    batch_size: int = Field(default=1, ge=1)
-    """bags a step, padded to the longest"""
-    max_instances: int = Field(default=4096, ge=1)
-    """patches drawn from a bag in each training step, when it has more; all are used otherwise"""
-    instance_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """share of a bag's patches left out of a training step"""
-    class_weights: Literal["none", "balanced"] = "balanced"
-    """balanced: each class counts the same in the loss, however rare"""
-    standardize: bool = True
-    """to mean 0 and deviation 1 over the training slides, each slide counting the same"""
-    folds: int = Field(default=5, ge=2)
-    valid_share: float = Field(default=0.2, ge=0, lt=1)
-    """of the slides that do not test; 0 trains for all epochs"""
-    seed: int = Field(default=0, ge=0)
-    device: str = "auto"
+__all__ = ["BagPrediction", "Epoch", "MILTrainConfig", "fit_mil", "predict"]
 
 
 class Epoch(NamedTuple):
-    """One line of a training's history; `valid_loss` is None without a validation part."""
+    """One line of a training's history; without a validation part `valid_loss` is None."""
 
     epoch: int
     loss: float
     valid_loss: float | None
+    score: float | None = None
+    """what `monitor` watches, larger is better; None where that is the loss"""
+    seconds: float = 0.0
+    waited: float = 0.0
+    """of these, for bags"""
 
-
-class BagPrediction(NamedTuple):
-    """What a head says of N bags."""
-
-    probabilities: NDArray[np.float64]  # (N, classes)
-    attention: list[NDArray[np.float32]]  # (n,) per bag, sums to one
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Of two epochs the better one's is larger."""
+        loss = -(self.loss if self.valid_loss is None else self.valid_loss)
+        return (loss if self.score is None else self.score, loss)
 
 
 def fit_mil(
@@ -73,7 +64,7 @@ def fit_mil(
     on_epoch: Callable[[Epoch], None] | None = None,
     title: str = "MIL head",
 ) -> tuple[MILHead, list[Epoch]]:
-    """The head with the lowest validation loss, and every epoch's losses.
+    """The head that was best on the validation bags, and every epoch's losses.
 
     With an empty `valid` the head of the last epoch is returned. The same bags, config and seed
     give the same weights on one machine; the caller's random state is left as it was.
@@ -82,163 +73,193 @@ def fit_mil(
         The head, on the CPU in eval mode, and the history.
 
     Raises:
-        DataError: PG-N07, `train` has fewer than two classes or a bag without patches.
+        DataError: PG-N07, there is nothing to learn in `train`: one class, one value, no event,
+            or a bag without patches; or `valid` does not define what is monitored.
         RunError: PG-T03, the loss is not finite.
-        ConfigError: PG-C05, no such device.
+        ConfigError: PG-C05, no such device or precision; PG-C01, `config` does not fit the target.
     """
+    config = build(MILTrainConfig, config.model_dump() | {"target": train.target})
     _check(train)
     device, progress = find_device(config.device), progress or Silent()
+    if len(valid):
+        check_monitor(config.monitor, valid)
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), progress.task(title, config.epochs) as task:
         torch.manual_seed(config.seed)
-        head = _new_head(config, train).to(device)
-        optimizer = torch.optim.AdamW(
-            head.parameters(), lr=config.lr, weight_decay=config.weight_decay
-        )
-        weight = _class_weights(config, train).to(device)
+        fit = _Fit(config, train, device)
         history: list[Epoch] = []
-        best, best_state = float("inf"), _copy(head)
-        since_best = 0
-        for epoch in range(config.epochs):
-            loss = _one_epoch(config, head, optimizer, weight, train, epoch)
-            valid_loss = _loss(head, valid, weight) if len(valid) else None
-            history.append(Epoch(epoch, loss, valid_loss))
+        best: Epoch | None = None
+        best_state = fit.state()
+        for number in range(config.epochs):
+            since, waited = time.perf_counter(), fit.waited
+            loss = fit.epoch(number)
+            valid_loss, found = fit.judge(valid) if len(valid) else (None, None)
+            seconds, waited = time.perf_counter() - since, fit.waited - waited
+            last = Epoch(number, loss, valid_loss, found, seconds, waited)
+            history.append(last)
             if on_epoch:
-                on_epoch(history[-1])
+                on_epoch(last)
             task.advance(note=f"loss {loss:.3f}")
             # Without a validation part the last epoch is the one to keep.
-            better = valid_loss is None or valid_loss < best
-            since_best = 0 if better else since_best + 1
-            if better:
-                best, best_state = valid_loss if valid_loss is not None else best, _copy(head)
-            if since_best >= config.patience:
-                task.advance(config.epochs - epoch - 1, note=f"stopped after epoch {epoch + 1}")
+            if best is None or valid_loss is None or last.rank > best.rank:
+                best, best_state = last, fit.state()
+            if number - best.epoch >= config.patience:
+                task.advance(config.epochs - number - 1, note=f"stopped after epoch {number + 1}")
                 break
-        head.load_state_dict(best_state)
-    return head.cpu().eval(), history
+        fit.head.load_state_dict(best_state)
+    return fit.head.cpu().eval(), history
 
 
-@torch.no_grad()
-def predict(head: MILHead, bags: Bags) -> BagPrediction:
-    """Probabilities and attention of every bag, all of its patches used, one bag at a time."""
-    head.eval()
-    device = head.center.device
-    probabilities = np.zeros((len(bags), head.config.classes))
-    attention = []
-    for i, vectors in enumerate(bags.features):
-        output = head(*_padded([torch.from_numpy(np.asarray(vectors, np.float32))], device))
-        probabilities[i] = output.logits[0].cpu().double().softmax(-1).cpu().numpy()
-        attention.append(output.attention[0].cpu().numpy())
-    return BagPrediction(probabilities, attention)
+class _Fit:
+    """One training under way."""
 
+    def __init__(self, config: MILTrainConfig, train: Bags, device: torch.device) -> None:
+        self.config, self.train, self.device = config, train, device
+        self.waited = 0.0
+        self.draw = Draw(config.max_instances, config.instance_dropout)
+        self.precision = choose_precision(config.precision, device)
+        self.truth = truth_of(train)
+        weight = _class_weights(config, train)
+        self.head = _new_head(config, train)
+        self.head.expect(self.truth, weight)
+        self.head.to(device)
+        self.measure: Criterion = criterion(
+            config.target, weight=None if weight is None else weight.to(device)
+        )
+        kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.optimizer]
+        self.optimizer = kind(
+            self.head.parameters(), lr=config.lr, weight_decay=config.weight_decay,
+            fused=device.type in ("cpu", "cuda"),
+        )  # fmt: skip
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
 
-# --- one epoch -----------------------------------------------------------------------------
+    def state(self) -> dict[str, Any]:
+        """A copy of the weights."""
+        return {name: value.detach().clone() for name, value in self.head.state_dict().items()}
 
-
-def _one_epoch(
-    config: MILTrainConfig,
-    head: MILHead,
-    optimizer: torch.optim.Optimizer,
-    weight: Tensor,
-    train: Bags,
-    epoch: int,
-) -> float:
-    head.train()
-    total = 0.0
-    for bags, mask, labels in _batches(config, train, epoch, weight.device):
-        loss = functional.cross_entropy(head(bags, mask).logits, labels, weight, reduction="sum")
-        if not torch.isfinite(loss):
+    def epoch(self, number: int) -> float:
+        """Every bag once, in an order and with patches that depend on seed and epoch alone."""
+        config, train = self.config, self.train
+        rng = np.random.default_rng([config.seed, number])
+        sizes = self.draw.kept(train.sizes)
+        whole = train.events is not None  # Cox's loss compares all bags of a batch
+        steps = training_plan(sizes, config.bags_a_step(len(train)), rng, train.events)
+        parts = [[rows] if whole else pieces(rows, sizes, self.device) for rows in steps]
+        plan = [piece for part in parts for piece in part]
+        groups = [
+            [piece for part in parts[i : i + config.accumulate] for piece in part]
+            for i in range(0, len(parts), config.accumulate)
+        ]
+        made = batches(
+            train, plan, self.draw, rng, places=wants_places(self.head),
+            pinned=self.device.type == "cuda",
+        )  # fmt: skip
+        self.head.train()
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        with Ahead(made, worth_a_thread(train, plan)) as ahead:
+            coming = iter(ahead)
+            for group in groups:
+                bags = sum(map(len, group))
+                for _ in group:
+                    total += self._gradient(next(coming), bags)
+                self._step()
+        self.waited += ahead.waited
+        loss = float(total) / len(train)
+        if not np.isfinite(loss):
             raise RunError(
-                f"the loss is not finite in epoch {epoch}", code="PG-T03",
+                f"the loss is not finite in epoch {number}", code="PG-T03",
                 hint="lower lr, or look for extreme values in the features",
             )  # fmt: skip
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss / len(labels))
-        optimizer.step()
-        total += loss.item()
-    return total / len(train)
+        return loss
 
+    def _gradient(self, batch: Batch, bags: int) -> torch.Tensor:
+        """Add a batch's part of the gradient of a step of so many bags; its summed loss."""
+        rows = torch.from_numpy(batch.rows)
+        _, vectors, mask, coords = batch.to(self.device)
+        truth = self.truth.select(rows).to(self.device)
+        with autocast(self.precision, self.device):
+            losses = self.head.losses(vectors, mask, truth, self.measure, coords)
+        loss = losses.sum()
+        torch.autograd.backward(self.scaler.scale(loss / bags))
+        return loss.detach().double()
 
-def _batches(
-    config: MILTrainConfig, bags: Bags, epoch: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Every bag once, in an order and with patches that depend on seed and epoch alone."""
-    rng = np.random.default_rng([config.seed, epoch])
-    order = rng.permutation(len(bags))
-    for first in range(0, len(order), config.batch_size):
-        rows = order[first : first + config.batch_size]
-        drawn = [torch.from_numpy(_draw(bags.features[i], config, rng)) for i in rows]
-        yield *_padded(drawn, device), torch.from_numpy(bags.labels[rows]).to(device)
+    def _step(self) -> None:
+        if self.config.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.head.parameters(), self.config.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
 
-
-def _draw(
-    vectors: NDArray[np.float32], config: MILTrainConfig, rng: np.random.Generator
-) -> NDArray[np.float32]:
-    """The patches of a bag that one step sees: at least one of them."""
-    kept = max(1, round(len(vectors) * (1 - config.instance_dropout)))
-    kept = min(kept, config.max_instances)
-    vectors = np.ascontiguousarray(vectors, np.float32)
-    if kept >= len(vectors):
-        return vectors
-    return vectors[np.sort(rng.choice(len(vectors), kept, replace=False))]
-
-
-def _padded(bags: list[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-    """(B, n, dim) with zeros, and (B, n) true where there is a patch."""
-    lengths = torch.tensor([len(bag) for bag in bags])
-    padded = nn.utils.rnn.pad_sequence(bags, batch_first=True)
-    mask = torch.arange(padded.shape[1]) < lengths.unsqueeze(1)
-    return padded.to(device), mask.to(device)
-
-
-@torch.no_grad()
-def _loss(head: MILHead, bags: Bags, weight: Tensor) -> float:
-    """Mean weighted cross-entropy of whole bags."""
-    truth = bags.labels
-    chosen = predict(head, bags).probabilities[np.arange(len(truth)), truth]
-    weights = weight.cpu().numpy()[truth]
-    return float(-(weights * np.log(np.maximum(chosen, 1e-12))).mean())
+    @torch.no_grad()
+    def judge(self, valid: Bags) -> tuple[float, float | None]:
+        """Mean loss of whole bags, of survival over all of them at once; and what is watched."""
+        self.head.eval()
+        logits = np.zeros((len(valid), self.head.config.outputs))
+        plan = answering_plan(valid.sizes)
+        made = batches(valid, plan, places=wants_places(self.head))
+        with Ahead(made, worth_a_thread(valid, plan)) as ahead:
+            answer(self.head, ahead, self.precision, logits, None)
+        self.waited += ahead.waited
+        truth = truth_of(valid).to(self.device)
+        losses = self.measure(torch.from_numpy(logits).float().to(self.device), truth)
+        loss = float(losses.double().mean())
+        if self.config.monitor == "loss":
+            return loss, None
+        said = prediction(self.head, logits, [])
+        return loss, score(
+            self.config.monitor, valid, said.probabilities, said.chosen, logits[:, 0]
+        )
 
 
 # --- before the first epoch ----------------------------------------------------------------
 
 
 def _check(train: Bags) -> None:
-    if len(np.unique(train.labels)) < 2:
+    if train.target in ("classes", "ordinal") and len(np.unique(train.labels)) < 2:
         raise DataError(
             "training needs two classes", code="PG-N07",
             why=f"{len(train)} bags of {len(np.unique(train.labels))} class",
         )  # fmt: skip
-    empty = [name for name, v in zip(train.names, train.features, strict=True) if not len(v)]
-    if empty:
-        raise DataError("bag without patches", code="PG-N07", where=empty[0])
+    if train.target == "regression" and len(np.unique(train.values)) < 2:  # type: ignore[arg-type]
+        raise DataError("training needs two values", code="PG-N07", why=f"{len(train)} bags")
+    if train.target == "survival" and (train.events is None or not train.events.any()):
+        raise DataError(
+            "training needs an event", code="PG-N07",
+            why=f"in none of {len(train)} bags it was seen",
+        )  # fmt: skip
+    empty = np.flatnonzero(train.sizes == 0)
+    if len(empty):
+        raise DataError("bag without patches", code="PG-N07", where=train.names[int(empty[0])])
 
 
 def _new_head(config: MILTrainConfig, train: Bags) -> MILHead:
-    head = MILHead(
-        MILConfig(**config.model.model_dump(), dim=train.dim, classes=len(train.classes))
-    )
+    head = build_head(
+        MILConfig(
+            **config.model.model_dump(), dim=train.dim, target=train.target,
+            outputs=outputs_of(train.target, len(train.classes)),
+        )
+    )  # fmt: skip
     if config.standardize:
-        center = np.mean([bag.mean(0, dtype=np.float64) for bag in train.features], axis=0)
-        spread = np.mean(
-            [((bag - center) ** 2).mean(0) for bag in train.features], axis=0, dtype=np.float64
-        )
-        # A dimension that never varies is only centered.
-        scale = np.where(spread > 1e-12, np.sqrt(spread), 1.0)
-        head.standardize(
-            torch.from_numpy(center.astype(np.float32)), torch.from_numpy(scale.astype(np.float32))
-        )
+        head.standardize(*_center_and_scale(train))
     return head
 
 
-def _class_weights(config: MILTrainConfig, train: Bags) -> Tensor:
+def _center_and_scale(train: Bags) -> tuple[torch.Tensor, torch.Tensor]:
+    """(dim,) of the training vectors, each bag counting the same."""
+    parts = list(moments_of(train.features))
+    means = np.stack([part.mean for part in parts])
+    center = means.mean(0)
+    spread = np.mean([part.variance for part in parts], axis=0) + ((means - center) ** 2).mean(0)
+    # A dimension that never varies is only centered.
+    scale = np.where(spread > 1e-12, np.sqrt(spread), 1.0)
+    return torch.from_numpy(center).float(), torch.from_numpy(scale).float()
+
+
+def _class_weights(config: MILTrainConfig, train: Bags) -> torch.Tensor | None:
     """(classes,) with mean 1 over the bags; a class without bags has weight 0."""
+    if not train.classes or config.class_weights == "none":
+        return None
     counts = np.bincount(train.labels, minlength=len(train.classes))
-    if config.class_weights == "none":
-        return torch.ones(len(counts))
     weights = np.where(counts > 0, len(train) / ((counts > 0).sum() * np.maximum(counts, 1)), 0.0)
     return torch.from_numpy(weights.astype(np.float32))
-
-
-def _copy(head: MILHead) -> dict[str, Any]:
-    return {name: value.detach().clone() for name, value in head.state_dict().items()}
