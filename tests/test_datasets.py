@@ -172,8 +172,11 @@ def test_lists_of_others_mark_slides(tmp_path: Path) -> None:
     pen = write_table(tmp_path / "pen.csv", ("image_id", "reason"), [(names[2], "marks")])
     reading = read_panda(tmp_path, lists=Lists(noisy=noisy, suspicious=pen))
     by = {m.slide: m for m in reading.cohort.members}
-    assert [by[n].flags - {"no_mask"} for n in names[:3]] == [set(), {"noisy"}, {"suspicious"}]
+    # As in the public list: 0 is left out, 1 is kept.
+    assert [by[n].flags - {"no_mask"} for n in names[:3]] == [{"noisy"}, set(), {"suspicious"}]
     assert by[names[2]].more["suspicion"] == "marks"
+    clean = read_panda(tmp_path, lists=Lists(clean=noisy)).cohort.members
+    assert {m.slide for m in clean if "noisy" not in m.flags} == {names[1]}
     strange = write_table(tmp_path / "strange.csv", ("image_id",), [("unknown",)])
     with pytest.raises(DataError, match=r"(?i)not in train\.csv.*line 2: 'unknown'"):
         read_panda(tmp_path, lists=Lists(clean=strange))

@@ -94,6 +94,9 @@ def test_what_cannot_be_learned_is_refused() -> None:
     with pytest.raises(DataError, match="needs an event") as error:
         fit_mil(QUICK, none, none)
     assert error.value.code == "PG-N07"
+    with pytest.raises(DataError, match="cannot say loss") as error:
+        fit_mil(QUICK, bags, none)  # whose loss is 0 whatever the head says
+    assert error.value.code == "PG-N07"
     with pytest.raises(ConfigError, match="monitor"):
         fit_mil(QUICK.model_copy(update={"monitor": "qwk"}), bags, bags)
 

@@ -127,3 +127,24 @@ def test_the_judgement() -> None:
     assert got["baselines"]["none"]["c_index"] == 0.5
     assert len(got["folds"]) == 2
     assert summary(got).startswith("C-index 0.")
+
+
+def test_a_death_counts_once_however_often_it_is_told() -> None:
+    time, event, risk = _cohort(60, 3)
+    names = [f"s{i}" for i in range(60)]
+    once = judge_arrays(time, event=event, predicted=risk, kind="survival", names=names)
+    wide = np.concatenate([risk - 1, risk + 1])
+    for more in (
+        {"names": names * 2, "repeats": [0] * 60 + [1] * 60},
+        {"groups": names * 2},
+    ):  # two repeats; two slides of each patient
+        got = judge_arrays(
+            np.tile(time, 2), event=np.tile(event, 2), predicted=wide, kind="survival", **more
+        )
+        assert got["logrank"]["p"] == pytest.approx(once["logrank"]["p"], rel=1e-9)
+        assert [row["n"] for row in got["kaplan_meier"]] == [30, 30]
+        assert [row["high"] for row in got["kaplan_meier"]] == [
+            row["high"] for row in once["kaplan_meier"]
+        ]
+        told = 1 if "repeats" in more else 2
+        assert got["events"] == told * once["events"]

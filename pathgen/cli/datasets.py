@@ -172,7 +172,9 @@ def datasets_folder(
 
 @datasets_app.command("protocols")
 @guarded
-def datasets_protocols(as_json: AsJson = False, quiet: Quiet = False) -> None:
+def datasets_protocols(
+    as_json: AsJson = False, quiet: Quiet = False, verbose: Verbose = False
+) -> None:
     """The named protocols, one a line."""
     from pathgen.datasets.protocols import PROTOCOLS
 

@@ -230,7 +230,8 @@ def train_mil(
     from pathgen.train.mil import MILTrainConfig
 
     talk = Talk(quiet=quiet, as_json=as_json)
-    given = {"target": target, "device": device}
+    # "auto" is also what nobody asked for: a device in the config then stays.
+    given = {"target": target, "device": None if device == "auto" else device}
     own = [f"{name}={value}" for name, value in given.items() if value is not None]
     asked = load_config(MILTrainConfig, config, [*(settings or ()), *own])
     result = cross_validate(

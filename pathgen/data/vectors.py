@@ -166,7 +166,10 @@ class StoredCoords(Sequence[NDArray[np.int64]]):
     def __getitem__(self, i: int | slice) -> NDArray[np.int64] | Sequence[NDArray[np.int64]]:
         if isinstance(i, slice):
             return [self[row] for row in range(len(self))[i]]
-        return self._stores[i].coords()
+        store = self._stores[i]
+        coords = store.coords()
+        store.close()  # there are more slides than files may be open
+        return coords
 
 
 def sizes_of(features: Sequence[Vectors]) -> NDArray[np.int64]:

@@ -45,8 +45,9 @@ GUIDES: Mapping[str, Guide] = {
         "train_images/IMAGE_ID.tiff       three levels: 1, 4 and 16\n"
         "train_label_masks/IMAGE_ID_mask.tiff",
         "--duplicates  CSV of image_id and group_id: near-duplicates by image hash\n"
-        "--noisy       CSV of image_id: labels that are doubtful; a column noise_ratio_10 is read\n"
+        "--noisy       CSV of image_id: labels that are doubtful\n"
         "--clean       CSV of image_id: the slides that are left when doubtful ones are removed\n"
+        "              for both: with a column noise_ratio_10, 0 is doubtful and 1 is left\n"
         "--suspicious  CSV of image_id and reason: pen marks, no tissue, no mask",
     ),
     "bright": Guide(

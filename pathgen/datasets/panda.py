@@ -49,6 +49,9 @@ CANCER: Mapping[str, Mapping[str, tuple[int, ...]]] = {
     "karolinska": {"benign": (1,), "cancer": (2,)},
 }
 SUFFIXES = frozenset({".tiff", ".tif"})
+#: Of the public list of all slides: 1 where a slide is kept when the tenth with the most doubtful
+#: labels is left out, 0 where it is left out. Its name suggests the reverse.
+KEPT = "noise_ratio_10"
 
 
 class Lists(NamedTuple):
@@ -185,9 +188,9 @@ def _flagged(members: list[Member], lists: Lists) -> list[Member]:
         )  # fmt: skip
     known = {member.slide for member in members}
     groups = {s: f"dup-{g}" for s, g in _listed(lists.duplicates, known, "group_id").items()}
-    noisy = set(_listed(lists.noisy, known))
+    noisy = set(_listed(lists.noisy, known, keep="0"))
     if lists.clean:
-        noisy = known - set(_listed(lists.clean, known))
+        noisy = known - set(_listed(lists.clean, known, keep="1"))
     reasons = _listed(lists.suspicious, known, "reason")
     found = []
     for m in members:
@@ -198,10 +201,12 @@ def _flagged(members: list[Member], lists: Lists) -> list[Member]:
     return found
 
 
-def _listed(path: Path | None, known: set[str], column: str | None = None) -> dict[str, str]:
+def _listed(
+    path: Path | None, known: set[str], column: str | None = None, keep: str | None = None
+) -> dict[str, str]:
     """Slide -> its value in a column (empty without one), of the rows of a list.
 
-    With a column noise_ratio_10 only rows where it is not 0 count.
+    With `keep` and a column `KEPT` only rows where that is `keep` count.
     """
     if path is None:
         return {}
@@ -211,7 +216,7 @@ def _listed(path: Path | None, known: set[str], column: str | None = None) -> di
     if lacking:
         raise bad(path, f"no column {lacking[0]!r}", f"it has: {', '.join(table.header)}")
     name, value = table.header.index("image_id"), table.header.index(wanted[-1])
-    ratio = table.header.index("noise_ratio_10") if "noise_ratio_10" in table.header else None
+    ratio = table.header.index(KEPT) if keep is not None and KEPT in table.header else None
     found = {}
     for line, row in table.rows:
         if row[name] not in known:
@@ -219,7 +224,10 @@ def _listed(path: Path | None, known: set[str], column: str | None = None) -> di
                 path, "a slide that is not in train.csv", f"line {line}: {row[name]!r}",
                 "is the list of this data set?",
             )  # fmt: skip
-        if ratio is None or row[ratio] not in ("0", "0.0"):
+        said = keep if ratio is None else row[ratio].removesuffix(".0")
+        if said not in (None, "0", "1"):
+            raise bad(path, f"neither 0 nor 1 in {KEPT}", f"line {line}: {row[ratio or 0]!r}")
+        if said == keep:
             found[row[name]] = row[value] if column else ""
     return found
 

@@ -14,7 +14,7 @@ from pathgen.errors import DataError
 from pathgen.evaluate.continuous import judged_numbers
 from pathgen.evaluate.metrics import judged_classes
 from pathgen.evaluate.resampling import Ints, Judged, intervals, spread
-from pathgen.evaluate.survival import judged_risks
+from pathgen.evaluate.survival import JudgedRisks, judged_risks
 from pathgen.progress import Progress
 
 FORMAT = "pathgen.mil"
@@ -71,7 +71,12 @@ def judge(
         judged, slides.groups, repeats, classes=judged.classes, seed=seed, progress=progress
     )
     values["intervals"]["undefined"] |= values["undefined"]
-    values |= judged.details()
+    if isinstance(judged, JudgedRisks):
+        names, seen = slides.names, np.flatnonzero(judged.event).tolist()
+        values["events"] = len(seen) if names is None else len({names[i] for i in seen})
+        values |= judged.of_patients(slides.groups).details()
+    else:
+        values |= judged.details()
     values["sites"] = _sites(judged, slides, repeats, seed, progress)
     values["baselines"] = judged.baselines()
     values["folds"] = _folds(judged, slides, repeats)

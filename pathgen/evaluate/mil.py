@@ -266,7 +266,8 @@ def _inputs(bags: Bags, report: BagReport, trials: Trials) -> dict[str, str]:
     rows: list[Any] = [[*row] for row in zip(bags.names, truth, bags.groups, strict=True)]
     # Only where they are known, so that what they do not change keeps its name.
     further = [bags.units, bags.sites]
-    if any(further) or bags.target != "classes":
+    other_order = bags.classes != tuple(sorted(set(truth)))  # decides what an output means
+    if any(further) or bags.target != "classes" or other_order:
         rows.append([bags.target, bags.classes, *further])
     return {
         "features": report.id, "encoder": report.encoder, "labels": digest(rows), **trials.inputs

@@ -60,6 +60,19 @@ class JudgedRisks:
             "undefined": undefined,
         }  # fmt: skip
 
+    def of_patients(self, groups: Sequence[str]) -> Self:
+        """A patient's slides with one truth, in all repeats, as one entry at their mean risk.
+
+        Curves and their test take entries for independent: a death counts once, however many
+        slides or repeats tell of it.
+        """
+        keys = list(zip(groups, self.time.tolist(), self.event.tolist(), strict=True))
+        place = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+        owner = np.array([place[key] for key in keys])
+        risk = np.bincount(owner, self.risk) / np.bincount(owner)
+        _, time, event = zip(*place, strict=True)
+        return type(self)(np.array(time), np.array(event, np.bool_), risk)
+
     def truths(self) -> list[object]:
         """Time and event of each slide."""
         return list(zip(self.time.tolist(), self.event.tolist(), strict=True))

@@ -168,7 +168,7 @@ def _survival(section: Section, values: Values) -> None:
         Figure(
             milfigures.survival_curves(groups),
             "Kaplan-Meier curves of low and high risk",
-            "Share of slides without an event, of those below and above the median of the "
+            "Share of patients without an event, of those below and above the median of the "
             f"predicted risk; bands are pointwise 95 % intervals.{said} The groups are cut at the "
             "median of these same slides, which flatters the separation a little.",
         )

@@ -27,19 +27,23 @@ FOR_TARGET: Mapping[Target, tuple[Monitor, ...]] = {
 def check_monitor(name: Monitor, valid: Bags) -> None:
     """Raise DataError (PG-N07) before the first epoch where the bags do not define the number."""
     labels = np.unique(valid.labels)
-    missing = ""
+    missing, hint = "", "use monitor=loss, or a larger valid_share"
     if name == "auc" and len(labels) < len(valid.classes):
         missing = "it lacks slides of a class"
     elif name == "qwk" and len(labels) < 2:
         missing = "its slides are of one class"
     elif name == "r2" and len(np.unique(valid.values)) < 2:  # type: ignore[arg-type]
         missing = "its values are all the same"
-    elif name == "c_index" and comparable_pairs(*_survival(valid)).sum() == 0:
+    elif name == "c_index" and not comparable_pairs(*_survival(valid)).any():
         missing = "no two of its times can be compared"
+    elif name == "loss" and valid.target == "survival" and _alone(*_survival(valid)):
+        # Then it is 0 whatever the head says, and the first epoch would be the best.
+        missing = "no slide is left at the time of an event"
+        hint = "use a larger valid_share, or 0"
     if missing:
         raise DataError(
             f"validation part cannot say {name}", code="PG-N07", why=missing,
-            hint="use monitor=loss, or a larger valid_share",
+            hint=hint,
         )  # fmt: skip
 
 
@@ -103,6 +107,11 @@ def comparable_pairs(time: NDArray[np.float64], event: NDArray[np.bool_]) -> NDA
     cut_off_then = (time[None, :] == time[:, None]) & ~event[None, :]
     pairs: NDArray[np.bool_] = event[:, None] & (later | cut_off_then)
     return pairs
+
+
+def _alone(time: NDArray[np.float64], event: NDArray[np.bool_]) -> bool:
+    """Whether whoever has an event is the only one at risk then."""
+    return not ((time >= time[:, None]).sum(1) > 1)[event].any()
 
 
 def _values(valid: Bags) -> NDArray[np.float64]:
