@@ -121,7 +121,7 @@ def discard(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a small text file atomically."""
     with draft(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -137,7 +137,7 @@ class _Steps:
             [self.out / "features" / "gen-dino"],
             self.out / "slides" / "labels.csv",
             self.out / "mil",
-            MILTrainConfig(),
+            MILTrainConfig(device=self.device),
             folds=3,
             seed=self.seed,
             progress=self.progress,

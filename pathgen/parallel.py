@@ -82,6 +82,11 @@ def local_rank() -> int:
     return int(os.environ["LOCAL_RANK"]) if count() > 1 else 0
 
 
+def local_count() -> int:
+    """How many of the processes are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", count()))
+
+
 def leads() -> bool:
     """Whether this process writes what is written once."""
     return rank() == 0
@@ -120,7 +125,7 @@ def _has_gpu_each() -> bool:
     """Whether every process on this machine can have a GPU; on the CPU there may be more."""
     import torch
 
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", count()))
+    here = local_count()
     return torch.cuda.is_available() and here <= torch.cuda.device_count()
 
 

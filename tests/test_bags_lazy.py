@@ -99,18 +99,6 @@ def test_threads_read_the_same(folder: Path) -> None:
     assert wrong == []
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files by /proc")
-@pytest.mark.parametrize("budget", [0.0, 1.0])
-def test_no_file_stays_open(folder: Path, budget: float) -> None:
-    """A cohort has more slides than a process may have files."""
-    bags, _ = load_bags(folder / "features", folder / "labels.csv", cache_gb=budget)
-    assert bags.coords is not None
-    before = len(list(Path("/proc/self/fd").iterdir()))
-    for i in range(len(bags)):
-        bags.features[i], bags.coords[i]
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
-
-
 def test_what_is_kept_cannot_be_changed(folder: Path) -> None:
     bags, _ = load_bags(folder, folder / "labels.csv")
     with pytest.raises(ValueError, match="read-only"):

@@ -135,6 +135,12 @@ def test_camelyon16_is_read_in_both_layouts(aws: bool, tmp_path: Path) -> None:
         ("test_001", "tumor", "test", True, "Macro"), ("test_002", "normal", "test", False, "None"),
     }  # fmt: skip
     assert any("1 slides with metastases have no outlines" in note for note in reading.notes)
+    assert "unlabeled" not in reading.lists
+
+
+def test_a_camelyon16_slide_that_the_reference_lacks_is_said(tmp_path: Path) -> None:
+    stub(camelyon(tmp_path) / "testing" / "images" / "test_003.tif")
+    assert read_camelyon16(tmp_path).lists["unlabeled"] == ("test_003",)
 
 
 @pytest.mark.parametrize(

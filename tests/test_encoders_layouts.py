@@ -14,7 +14,7 @@ from test_encoders_zoo import patches, random_encoder, tiny
 from pathgen.encoders import load_encoder
 from pathgen.encoders.published import PublishedEncoder
 from pathgen.encoders.zoo import Published
-from pathgen.errors import ConfigError, MissingExtraError
+from pathgen.errors import ConfigError, MissingExtraError, RunError
 
 transformers = pytest.importorskip("transformers")
 
@@ -124,6 +124,49 @@ def test_any_vision_transformer_of_the_library(vector: str, tmp_path: Path) -> N
     assert encoder.card["interpolation"] == "bicubic"
     other = load_encoder("hf:someone/net,mean", "cpu", weights=tmp_path)
     assert (encoder.id == other.id) == (vector == "mean")
+
+
+def test_a_head_that_the_file_lacks_is_not_made_up(tmp_path: Path) -> None:
+    """transformers fills what is not there with random numbers."""
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "someone" / "net"
+    saved("ViT", folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PIXELS))
+    file = folder / "model.safetensors"
+    whole = load_file(file)
+    ids = set()
+    for state in (whole, {k: v for k, v in whole.items() if not k.startswith("pooler.")}):
+        save_file(state, file, {"format": "pt"})
+        ids |= {load_encoder("hf:someone/net", "cpu", weights=tmp_path).id for _ in range(2)}
+    assert len(ids) == 1  # no vector needs the pooler
+    name = next(name for name in whole if name.startswith("layernorm."))
+    save_file({k: v for k, v in whole.items() if k != name}, file, {"format": "pt"})
+    with pytest.raises(RunError, match=name):
+        load_encoder("hf:someone/net", "cpu", weights=tmp_path)
+    odd = {**PIXELS, "resample": 1}
+    (folder / "preprocessor_config.json").write_text(json.dumps(odd))
+    save_file(whole, file, {"format": "pt"})
+    with pytest.raises(ConfigError, match="filter 1"):
+        load_encoder("hf:someone/net", "cpu", weights=tmp_path)
+
+
+@pytest.mark.parametrize("said", [{"crop_pct": 0.9}, {"crop_pct": 0.95}, {"crop_pct": None}, {}])
+def test_a_timm_repository_is_resized_as_timm_does(said: dict[str, Any]) -> None:
+    from timm.data import create_transform, resolve_data_config
+    from timm.models import PretrainedCfg
+
+    from pathgen.encoders.hub import _row
+
+    config = {"architecture": "vit_small_patch16_224", "num_features": 24, "pretrained_cfg": said}
+    row = _row("lab/net", config, "")
+    given = {k: v for k, v in said.items() if v is not None}
+    rule = resolve_data_config(pretrained_cfg=PretrainedCfg(**given).to_dict())
+    resize, crop = create_transform(**rule).transforms[:2]
+    assert (row.resize, row.image_size) == (resize.size, crop.size[0])
+    assert (row.mean, row.std, row.interpolation) == (
+        rule["mean"], rule["std"], rule["interpolation"]
+    )  # fmt: skip
 
 
 def test_a_timm_repository_says_itself_what_it_is(tmp_path: Path) -> None:

@@ -221,7 +221,11 @@ def test_no_encoder_is_said(tmp_path: Path) -> None:
 
 
 def test_timm_without_its_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert load_encoder("timm:test_vit,random").dim == 64
+    encoder = load_encoder("timm:test_vit,random")
+    assert encoder.dim == 64
+    # Untrained weights are the same each time, whatever was drawn: a second call goes on.
+    torch.manual_seed(3)
+    assert load_encoder("timm:test_vit,random").id == encoder.id
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))

@@ -263,6 +263,23 @@ def test_precision_is_what_was_computed_in(stores: Path, tmp_path: Path) -> None
         extract_features(Means(), stores, tmp_path / "x", ExtractConfig(precision="bf16"))
 
 
+def test_what_knows_nothing_of_precision_is_left_alone(
+    stores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where auto would be bf16, as on a GPU: its code may make numpy arrays of what comes out."""
+    from pathgen.train import engine
+
+    monkeypatch.setattr(engine, "choose_precision", lambda wanted, _: "bf16")
+
+    class Told(Linear):
+        precision = "fp32"
+
+    for encoder, expected in ((Linear(), None), (Told(), "bf16")):
+        (path,) = extract_features(encoder, stores / "c.h5", tmp_path / str(expected))
+        with FeatureStore.open(path) as store:
+            assert store.provenance.config.get("precision") == expected
+
+
 def test_an_encoder_that_knows_precision_is_told(stores: Path, tmp_path: Path) -> None:
     class Knows(Linear):
         precision = "before"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import fields
 from multiprocessing.connection import Connection
@@ -12,8 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from helpers_extract import Pixels, content
 from helpers_tiling import tissue_image, write_svs
+from numpy.typing import NDArray
+from PIL import Image
 
 from pathgen.errors import ConfigError, NoInputError, SlideError, StoreError
 from pathgen.extract import ExtractConfig, ExtractReport, extract, extract_features, slidefeed
@@ -117,6 +122,13 @@ def test_normalized_patches_are_those_of_tiling(slides: Path, tmp_path: Path) ->
         extract_features(Pixels(), plain.stores, tmp_path / "b", SMALL)
     with pytest.raises(ConfigError, match="macenko"):  # once is enough
         extract_features(Pixels(), tmp_path / "tiles", tmp_path / "d", stain)
+    Image.fromarray(np.random.default_rng(0).integers(90, 250, (64, 64, 3), np.uint8)).save(
+        look := tmp_path / "look.png"
+    )
+    targeted = {"method": "macenko", "target": str(look)}
+    other = CONFIG.model_validate({**config.model_dump(), "normalize": targeted})
+    with pytest.raises(ConfigError, match=r"given twice.*look\.png"):  # a target is not lost
+        extract_features(Pixels(), one, tmp_path / "e", stain, tile=other)
 
 
 def test_processes_change_no_byte(slides: Path, tmp_path: Path) -> None:
@@ -150,6 +162,37 @@ def test_a_slide_that_kills_its_process_has_a_row(
     )
     assert [row.reason for row in rows_of(report)] == ["ok", "PG-S13"]
     assert [error.code for error in report.errors] == ["PG-S13"]
+
+
+def hangs_on_one(pipe: Connection) -> None:
+    """A worker whose reader never answers with one slide."""
+    real = slidefeed.cut_to_the_end
+
+    def cut(slide: Any, *rest: Any) -> Iterator[Any]:
+        if slide.name == "1":
+            time.sleep(3600)
+        yield from real(slide, *rest)
+
+    slidefeed.cut_to_the_end = cut  # type: ignore[assignment]
+    slidefeed._serve(pipe)
+
+
+def test_a_run_that_ends_does_not_wait_for_a_reader(
+    slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slidefeed, "SERVE", hangs_on_one)
+
+    class Broken(Pixels):
+        def encode(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
+            time.sleep(1)  # until the other slide has nothing more to say
+            raise KeyboardInterrupt
+
+    workers = ExtractConfig(batch_size=1000, workers=2)
+    given = [slides / "0.svs", slides / "1.svs"]
+    with pytest.raises(KeyboardInterrupt):
+        extract(Broken(), given, tmp_path, workers, tile=CONFIG)
+    assert not multiprocessing.active_children()
+    assert not list(tmp_path.rglob("*.h5"))
 
 
 def test_what_is_finished_is_kept_and_other_settings_are_refused(
@@ -261,6 +304,16 @@ def test_slides_are_told_from_patches(slides: Path, tmp_path: Path) -> None:
     assert are_slides([str(slides / "0.svs"), "https://example.org/a.svs", "list.csv"])
     assert not are_slides([str(tmp_path / "tiles")])
     assert not are_slides([str(tmp_path / "tiles/a.h5")])
+    assert not are_slides([str(tmp_path / "images")])
+    # Masks and thumbnails beside slides do not make them a folder of patches.
+    make_folder(tmp_path / "masked", {"truth/0.png": images[0]})
+    (tmp_path / "masked/0.svs").write_bytes((slides / "0.svs").read_bytes())
+    assert are_slides([str(tmp_path / "masked")])
+    # Only tiled or pyramidal TIFFs are slides.
+    (tmp_path / "tiffs").mkdir()
+    (tmp_path / "tiffs/0.tif").write_bytes((slides / "0.svs").read_bytes())
+    assert are_slides([str(tmp_path / "tiffs")])
+    tifffile.imwrite(tmp_path / "images/a/2.tif", images[1])
     assert not are_slides([str(tmp_path / "images")])
     with pytest.raises(NoInputError):
         are_slides([str(tmp_path / "empty")])

@@ -306,6 +306,16 @@ def test_a_slide_is_known_by_the_end_of_its_name(cohort: Path, tmp_path: Path) -
     assert heads.for_slide("c")[1].seen == "new"
 
 
+def test_a_name_that_may_be_several_slides_is_not_called_new(tmp_path: Path) -> None:
+    run = write_run(
+        tmp_path / "run", [tumor_head()],
+        [{"train": ["one/a"], "valid": [], "test": ["two/a"]}],
+    )  # fmt: skip
+    heads = load_heads(run)
+    assert heads.known_as("a") == "a"
+    assert heads.for_slide("a")[1].seen == "unknown"
+
+
 def test_one_bad_slide_leaves_the_others_alone(cohort: Path, tmp_path: Path) -> None:
     empty = write_patches(tmp_path / "tiles/empty.h5", "empty", [])
     write_features(tmp_path / "features/empty.h5", empty, dim=5)

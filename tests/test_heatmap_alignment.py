@@ -29,6 +29,7 @@ from shapely.geometry import shape
 
 torch = pytest.importorskip("torch")
 
+from pathgen.errors import DataError  # noqa: E402
 from pathgen.extract import extract_features  # noqa: E402
 from pathgen.heatmap import Heatmap, HeatmapConfig, SlideModel, load_model  # noqa: E402
 from pathgen.tiling import TileConfig, tile  # noqa: E402
@@ -129,6 +130,14 @@ def test_the_check_above_sees_a_quarter_of_a_patch(
     attention = np.array([one["attention"] for one in measures])
     moved = [affinity.translate(polygon, *off) for polygon in polygons]
     assert not np.allclose(attention, expected_attention(moved), rtol=0.06)
+
+
+def test_a_finer_map_may_be_asked_of_one_slide(
+    models: dict[str, SlideModel], slides: dict[str, Path]
+) -> None:
+    """Stored features cannot give it, and there is no encoder: that is said."""
+    with pytest.raises(DataError, match=r"PG-H01.*finer map needs"):
+        models["beside"].heatmap(slides["plain"], config=HeatmapConfig(overlap=0.5))
 
 
 def test_the_top_tiles_lie_inside(case: tuple[str, Path, Heatmap], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import uuid
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,31 @@ def test_labels_and_macros_are_never_shown(tmp_path: Path) -> None:
         found = heatmap(1, place=place, pixels=SlidePixels(slide), evidence=None, outputs=())
         pixels = np.asarray(found.picture()[0]).astype(int)
     assert not ((pixels[..., 0] > 240) & (pixels[..., 1:] < 40).all(-1)).any()
+
+
+def test_tissue_lies_right_where_the_slide_has_other_bounds_than_its_store(tmp_path: Path) -> None:
+    """As when the reader that tiled knew none: then the frame is the whole canvas."""
+    path = write_scn(tmp_path / "x.scn", tissue_image(640, 512))
+    with open_slide(path) as slide:
+        bounds, size = slide.bounds, slide.size
+        coords = np.array([bounds[:2]])
+        whole = Place(coords, (64.0, 64.0), 32, (0, 0, *size), (0.5, 0.5))
+        own = Place(coords, (64.0, 64.0), 32, bounds, (0.5, 0.5))
+        large, small = (SlidePixels(slide).overview(place, 4.0) for place in (whole, own))
+    x, y = (round(v / 4) for v in bounds[:2])
+    assert np.array_equal(large[y : y + small.shape[0], x : x + small.shape[1]], small)
+    assert (large[:y] == 255).all()
+    assert (large[:, :x] == 255).all()
+
+
+def test_patches_beyond_the_frame_are_cut_and_not_squeezed(tmp_path: Path) -> None:
+    path = write_patches(tmp_path / "S1.h5", "S1")
+    with PatchStore.open(path) as store:
+        place = Place.of(store.attrs, store.coords(), "S1")
+    x, y, width, height = place.frame
+    whole = StorePixels(path).overview(place, 2.0)
+    inner = replace(place, bounds=(int(x) + 20, int(y) + 20, int(width) - 40, int(height) - 40))
+    assert np.array_equal(StorePixels(path).overview(inner, 2.0), whole[10:-10, 10:-10])
 
 
 def test_stored_patches_make_a_picture_where_there_is_no_slide(tmp_path: Path) -> None:

@@ -116,6 +116,39 @@ def test_a_single_class_cannot_train() -> None:
         fit_mil(QUICK, train.select([0, 2, 4]), train)
 
 
+@pytest.mark.parametrize(("weights", "share"), [("balanced", 0.5), ("none", 0.2)])
+def test_a_rare_class_counts_as_much_as_asked(weights: str, share: float) -> None:
+    """Of bags that look alike a head can say only how much each class counts."""
+    names = [str(i) for i in range(20)]
+    alike = [np.zeros((2, 3), np.float32)] * 20
+    bags = Bags(alike, np.arange(20) % 5 // 4, names, names, ("0", "1"))
+    config = QUICK.model_copy(
+        update={"class_weights": weights, "epochs": 100, "lr": 3e-2, "batch_size": 20}
+    )
+    head, _ = fit_mil(config, bags, bags.select([]))
+    assert predict(head, bags).probabilities[0, 1] == pytest.approx(share, abs=0.03)
+
+
+def test_features_are_standardized_by_the_training_bags_alone() -> None:
+    train, valid = witness_bags(8, 1), witness_bags(8, 2)
+    for i, bag in enumerate((*train.features, *valid.features)):
+        bag += i  # bags differ, and validation most
+    head, _ = fit_mil(QUICK, train, valid)
+    means = np.stack([bag.mean(0, dtype=np.float64) for bag in train.features])
+    squares = np.stack([(bag.astype(np.float64) ** 2).mean(0) for bag in train.features])
+    np.testing.assert_allclose(head.center, means.mean(0), rtol=1e-5)  # each bag the same
+    np.testing.assert_allclose(head.scale, np.sqrt(squares.mean(0) - means.mean(0) ** 2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("part", ["train", "valid"])
+def test_a_loss_that_is_not_finite_stops_training(part: str) -> None:
+    parts = {"train": witness_bags(8, 1), "valid": witness_bags(8, 2)}
+    parts[part].features[3][:] = np.nan
+    with pytest.raises(RunError, match="loss is not finite") as error:
+        fit_mil(QUICK, **parts)
+    assert error.value.code == "PG-T03"
+
+
 # --- cross-validation -----------------------------------------------------------------------
 
 
@@ -189,6 +222,8 @@ def test_a_second_time_does_nothing(
     with pytest.raises(RunError, match="seed: it has 0, asked for 1") as error:
         _train(cohort, tmp_path, seed=1)
     assert error.value.code == "PG-T04"
+    with pytest.raises(RunError, match="labels"):  # outputs would mean other classes
+        _train(cohort, tmp_path, classes=["1", "0"])
     with pytest.raises(AssertionError, match="trained again"):
         _train(cohort, tmp_path, overwrite=True)
 

@@ -192,6 +192,9 @@ def test_the_iteration_reaches_the_pseudo_inverse() -> None:
     np.testing.assert_allclose(pseudo_inverse(matrix, 40), want, rtol=1e-6, atol=1e-8)
     flat = torch.full((4, 4), 0.25)  # of rank one, as from equal patches
     np.testing.assert_allclose(pseudo_inverse(flat, 6), np.linalg.pinv(flat.numpy()), atol=1e-5)
+    # Each matrix by itself: the heads of an attention do not start each other's iteration.
+    sizes = torch.stack([matrix, 100 * matrix])
+    torch.testing.assert_close(pseudo_inverse(sizes, 2)[0], pseudo_inverse(matrix, 2))
 
 
 @pytest.mark.parametrize(("n", "segments"), [(12, 4), (13, 4), (15, 4), (5, 5)])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn.metrics as metrics
 from helpers_mil import write_store
 
 from pathgen.data.bags import Bags, load_bags
@@ -15,7 +16,7 @@ from pathgen.evaluate.mil import train_mil
 from pathgen.models.mil import PoolingConfig
 from pathgen.train.mil import MILTrainConfig, fit_mil, predict
 from pathgen.train.milbatches import training_plan
-from pathgen.train.milmonitor import concordance
+from pathgen.train.milmonitor import concordance, score
 
 SMALL = PoolingConfig(embed=16, hidden=8)
 QUICK = MILTrainConfig(model=SMALL, epochs=25, lr=1e-2, batch_size=16, device="cpu")
@@ -63,6 +64,8 @@ def test_risk_is_learned() -> None:
     assert truth > 0.75
     assert found > truth - 0.06
     assert all(epoch.score is not None for epoch in history)
+    # Heads of several folds have one zero, so that their risks can be ranked together.
+    assert predict(head, train).logits.mean() == pytest.approx(0, abs=1e-5)
 
 
 def test_numbers_are_learned_in_their_unit() -> None:
@@ -72,6 +75,16 @@ def test_numbers_are_learned_in_their_unit() -> None:
     assert test.values is not None
     assert np.corrcoef(said, test.values)[0, 1] > 0.95
     assert abs((said - test.values).mean()) < 3  # of a spread of 10
+
+
+def test_of_numbers_a_smaller_error_is_better() -> None:
+    valid = number_bags(20, 3, "regression")
+    assert valid.values is not None
+    said = valid.values + np.random.default_rng(0).normal(size=20)
+    nothing = np.zeros((20, 0)), np.zeros(20, np.int64)
+    found = score("mae", valid, *nothing, said)
+    assert found == pytest.approx(-metrics.mean_absolute_error(valid.values, said))
+    assert score("r2", valid, *nothing, said) == pytest.approx(metrics.r2_score(valid.values, said))
 
 
 def test_every_batch_has_events() -> None:
@@ -127,7 +140,6 @@ def test_a_survival_cross_validation(tmp_path: Path) -> None:
         assert float(said[name][3]) == time
         assert said[name][4] == str(int(event))
     risk = np.array([float(said[name][5]) for name in bags.names])
-    # Pooled over folds, whose risks have no common zero, so only what is written is compared.
     assert result.metrics["c_index"] == pytest.approx(
         concordance(risk, bags.values, bags.events), abs=1e-9
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pathgen.errors import DataError
+from pathgen.errors import ConfigError, DataError, NoInputError
 from pathgen.evaluate.judgement import summary
 from pathgen.evaluate.metrics import METRICS, classification_metrics
 from pathgen.evaluate.predictions import (
@@ -23,6 +24,7 @@ from pathgen.evaluate.predictions import (
     read_predictions,
     write_predictions,
 )
+from pathgen.report import write_report
 
 
 def _cohort(n: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -84,6 +86,16 @@ def test_no_cell_is_a_formula(tmp_path: Path) -> None:
     with path.open(newline="") as file:
         slides = [row["slide"] for row in csv.DictReader(file)]
     assert slides == ["'=HYPERLINK(1)", "'@x", "'+1-1", "-1", "'-a"]
+
+
+def test_a_page_does_not_say_of_a_file_that_it_is_of_folds(tmp_path: Path) -> None:
+    path, out = tmp_path / "mine.csv", tmp_path / "out"
+    for fold, said in (("", False), ("fold,", True)):
+        rows = "".join(f"S{i},{f'{i % 3},' if said else ''}{'ab'[i % 2]},a\n" for i in range(12))
+        path.write_text(f"slide,{fold}label,predicted\n{rows}")
+        out.mkdir(exist_ok=True)
+        (out / "mine.json").write_text(json.dumps(evaluate_predictions(path)))
+        assert ("by the fold that had not seen" in write_report(out).read_text()) is said
 
 
 def test_targets_from_another_file(tmp_path: Path) -> None:
@@ -245,3 +257,12 @@ def test_sites_of_the_targets(tmp_path: Path) -> None:
     assert [(row["site"], row["accuracy"]) for row in values["sites"]] == [
         ("karolinska", 0), ("radboud", 1)
     ]  # fmt: skip
+
+
+def test_no_file_and_a_column_of_no_file_are_said(tmp_path: Path) -> None:
+    with pytest.raises(NoInputError, match="no predictions here"):
+        evaluate_predictions(tmp_path)
+    path = tmp_path / "predictions.csv"
+    path.write_text("slide,label,predicted\na,x,x\nb,y,x\n")
+    with pytest.raises(ConfigError, match="--label-column"):
+        evaluate_predictions(path, label_column="other")

@@ -210,6 +210,7 @@ def test_bright_is_tested_on_its_official_validation_part_with_three_seeds() -> 
         assert all(name.startswith("train") for name in splits.names(i, "valid"))
     assert splits.names(0, "valid") != splits.names(1, "valid")
     assert not any(slide.startswith("test") for slide, _, _ in splits.rows())
+    assert any("6 labeled slides are in no official part" in note for note in splits.notes)
 
 
 def test_a_patient_in_two_official_parts_leaves_training_and_the_test_part_stays() -> None:

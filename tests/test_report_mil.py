@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -222,6 +223,13 @@ def test_curves_have_the_area_that_scikit_learn_computes(drawn: list[Figure], ma
     bins = np.minimum((sure * 10).astype(int), 9)
     wanted = [(sure[bins == b].mean(), right[bins == b].mean()) for b in np.unique(bins)]
     np.testing.assert_allclose(np.transpose(points), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["<b>", "$\\frac$", "--> a", "font: 9px b", "font-family: c"])
+def test_any_name_of_a_class_leaves_the_chart_whole(name: str) -> None:
+    line = (name, [0, 1], [0, 1])
+    chart = ElementTree.fromstring(milfigures.roc_and_pr([line], [line]).replace("xlink:", ""))
+    assert name in {part.text for part in chart.iter("text")}
 
 
 def test_differences_point_to_the_better_side(drawn: list[Figure], tmp_path: Path) -> None:

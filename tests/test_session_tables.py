@@ -18,6 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 import pathgen
 from pathgen.errors import ConfigError, DataError, MissingExtraError, NoInputError
+from pathgen.evaluate.predictionfile import read_predictions
 from pathgen.session import Features
 
 SLIDES, DIM = 30, 5
@@ -157,6 +158,17 @@ def test_the_answers_go_out_as_predictions(table: pandas.DataFrame, tmp_path: Pa
     for name in ("accuracy", "qwk", "auc"):
         assert values[name] == pytest.approx(result.metrics[name])
     assert values["intervals"]["qwk"] == pytest.approx(result.metrics["intervals"]["qwk"])
+
+
+def test_names_that_look_like_formulas_go_out_as_texts(
+    table: pandas.DataFrame, tmp_path: Path
+) -> None:
+    named = table.assign(grade=[f"=G{grade}" for grade in table["grade"]])
+    result = pathgen.cross_validate(named, target="grade", groups="patient")
+    path = result.to_csv(tmp_path / "predictions.csv")
+    with path.open(newline="") as handle:
+        assert all(row["label"].startswith("'=G") for row in csv.DictReader(handle))
+    assert list(read_predictions(path).labels or []) == list(result.labels)
 
 
 def test_the_page_says_how_and_how_well(table: pandas.DataFrame, tmp_path: Path) -> None:

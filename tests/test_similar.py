@@ -108,6 +108,22 @@ def test_patches_come_from_the_slides_where_none_are_stored(tmp_path: Path) -> N
         similar(ref, tmp_path / "features", k=5).montage()
 
 
+def test_patches_come_from_the_slide_of_that_name_and_not_of_that_file(tmp_path: Path) -> None:
+    """Of a/x.svs and b/x.svs the patches of b are shown."""
+    for i, folder in enumerate("ab"):
+        image = np.roll(tissue_image(512, 384), 100 * i, axis=0)
+        write_svs(tmp_path / "slides" / folder / "x.svs", image)
+    config = TileConfig(patch_size=64, mpp=1.0, min_hematoxylin=0, codec="png")
+    report = tile(tmp_path / "slides", tmp_path / "tiles", config, workers=0)
+    (store,) = (path for path in report.stores if path.parent.name == "b")
+    write_features(tmp_path / "features/x.h5", store, 6)
+    ref = f"{tmp_path / 'features/x.h5'}#1"
+    cut = similar(ref, tmp_path / "features", k=3, slides=tmp_path / "slides")
+    kept = similar(ref, tmp_path / "features", k=3, tiles=tmp_path / "tiles")
+    one, other = (np.asarray(found.montage()).astype(int) for found in (cut, kept))
+    assert np.abs(one - other).mean() < 2
+
+
 def test_what_is_not_there_is_said(root: Path, tmp_path: Path) -> None:
     with pytest.raises(NoInputError, match="no such patch"):
         similar(root / "tiles/S1.h5#15", root / "features")

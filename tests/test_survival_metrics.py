@@ -146,5 +146,6 @@ def test_a_death_counts_once_however_often_it_is_told() -> None:
         assert [row["high"] for row in got["kaplan_meier"]] == [
             row["high"] for row in once["kaplan_meier"]
         ]
+        assert got["intervals"]["unit"] == ("slide" if "repeats" in more else "patient")
         told = 1 if "repeats" in more else 2
         assert got["events"] == told * once["events"]

@@ -221,8 +221,10 @@ def datasets_splits(
            else "encoders may learn from all slides, without labels.")
     )  # fmt: skip
     lines.append(f"{len(splits)} splits of {protocol} are in {shown(out)}.")
+    # By its name, not by the file: a protocol also says what is predicted, and in which order.
     following = (
-        f"pathgen train-mil features/ --labels {shown(cohort)} --splits {shown(out)} -o mil/"
+        f"pathgen train-mil features/ --labels {shown(cohort)} --protocol "
+        f"{splits.protocol.name} -o mil/"
     )
     Talk(quiet=quiet, as_json=as_json).result({"out": out, **values}, "\n".join(lines), following)
 

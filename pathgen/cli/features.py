@@ -132,7 +132,7 @@ def extract_features(
         raise ConfigError(
             "these patches are tiled already", where=f"--{asked[0].replace('_', '-')}",
             why="how slides are tiled is asked for, and patches are given",
-            hint="give slides, or leave it out",
+            hint="give slides (a glob or CSV names them), or leave it out",
         )  # fmt: skip
     chosen = {
         "batch_size": batch_size, "device": device, "dtype": dtype, "precision": precision,

@@ -16,7 +16,7 @@ from pathgen.progress import counted
 Targets = Annotated[
     Path | None, typer.Option(help="CSV with slide and label; default: the label column.")
 ]
-LabelColumn = Annotated[str | None, typer.Option(help="If it is not called label.")]
+LabelColumn = Annotated[str | None, typer.Option(help="If the targets' one is not called label.")]
 PatientColumn = Annotated[
     str | None, typer.Option(help="If the targets' one is not called patient.")
 ]
@@ -68,7 +68,8 @@ def evaluate_mil(
     )  # fmt: skip
     if out:
         commit.write_json(out, values)
-    text = "\n".join([summary(values), *(f"- {note}" for note in values["notes"])])
+    place = [f"Metrics in {shown(out)}."] if out else []
+    text = "\n".join([summary(values), *(f"- {note}" for note in values["notes"]), *place])
     following = f"pathgen report {shown(out.parent)}" if out else ""
     talk.result(values, text, following)
 
@@ -106,7 +107,8 @@ def evaluate_compare(
     if out:
         commit.write_json(out, values)
     following = f"pathgen report {shown(out.parent)}" if out else ""
-    talk.result(values, _comparison(values), following)
+    place = f"\nThe comparison is in {shown(out)}." if out else ""
+    talk.result(values, _comparison(values) + place, following)
 
 
 @evaluate_app.command("baselines")
@@ -117,7 +119,8 @@ def evaluate_baselines(
         list[Path] | None, typer.Option(help="Patch stores: for stain-only and size-only.")
     ] = None,
     features: Annotated[
-        list[Path] | None, typer.Option(help="The run's feature stores: for label-shuffle.")
+        list[Path] | None,
+        typer.Option(help="The run's feature stores: for label-shuffle, size-only."),
     ] = None,
     labels: Annotated[
         Path | None, typer.Option(help="CSV of labels, where the run does not hold them all.")

@@ -166,10 +166,7 @@ class StoredCoords(Sequence[NDArray[np.int64]]):
     def __getitem__(self, i: int | slice) -> NDArray[np.int64] | Sequence[NDArray[np.int64]]:
         if isinstance(i, slice):
             return [self[row] for row in range(len(self))[i]]
-        store = self._stores[i]
-        coords = store.coords()
-        store.close()  # there are more slides than files may be open
-        return coords
+        return self._stores[i].coords()
 
 
 def sizes_of(features: Sequence[Vectors]) -> NDArray[np.int64]:

@@ -29,7 +29,8 @@ from pathgen.progress import Progress, Silent
 COLUMNS = ("image_name", "Task1-target", "Task2-target")
 #: Class of each group of BRACS.
 CLASS_OF: Mapping[str, str] = {"BT": "Noncancerous", "AT": "Precancerous", "MT": "Cancerous"}
-PUBLISHED: Mapping[str, int] = {"slides": 703, "train": 423, "valid": 80, "test": 200}
+#: How the other 623 divide into training and test is in no public source.
+PUBLISHED: Mapping[str, int] = {"slides": 703, "valid": 80}
 
 
 class Target(NamedTuple):

@@ -24,7 +24,7 @@ from pathgen.datasets.reading import (
 )
 from pathgen.progress import Progress, Silent
 
-#: normal_086 was withdrawn: its label was wrong.
+#: normal_086 was mislabeled and is tumor_111 now; test_049, a duplicate, was removed.
 PUBLISHED: Mapping[str, int] = {
     "slides": 399, "train": 270, "test": 129, "train normal": 159, "train tumor": 111,
     "test normal": 80, "test tumor": 49,
@@ -72,6 +72,8 @@ def read_camelyon16(root: Path | str, *, progress: Progress | None = None) -> Re
     notes = ["CAMELYON16 names no patients: each slide counts as a patient of its own"]
     if reference is None:
         notes.append("no reference.csv: test slides have no label")
+    if unknown := [m.slide for m in there if reference is not None and not m.label]:
+        lists["unlabeled"] = tuple(unknown)
     if lacking:
         notes.append(f"{len(lacking)} slides with metastases have no outlines, first {lacking[0]}")
     found = {

@@ -53,7 +53,7 @@ GUIDES: Mapping[str, Guide] = {
     "bright": Guide(
         "BRIGHT",
         "703 H&E breast slides of the BRIGHT challenge (ISBI 2022), three classes and six "
-        "subtypes; train 423, validation 80, test 200 with hidden labels.",
+        "subtypes; 80 for validation; labels of the test part are hidden.",
         "https://research.ibm.com/haifa/Workshops/BRIGHT (Synapse syn26480664)",
         "register for the challenge; only WSIs are read, not ROIs. If access stays closed, BRACS "
         "has slides of the same hospital.",
@@ -85,7 +85,7 @@ GUIDES: Mapping[str, Guide] = {
         "open; aws s3 cp --no-sign-request --recursive s3://camelyon-dataset/CAMELYON16 ROOT",
         "CC0; cite Ehteshami Bejnordi et al., JAMA 2017.",
         "training/normal/normal_NNN.tif   and training/tumor/tumor_NNN.tif\n"
-        "training/lesion_annotations/tumor_NNN.xml\n"
+        "training/lesion_annotations/tumor_NNN.xml          unzipped\n"
         "testing/images/test_NNN.tif      testing/reference.csv   "
         "testing/lesion_annotations/*.xml\n"
         "or, as on AWS, images/*.tif, annotations/*.xml and reference.csv",

@@ -221,9 +221,10 @@ def _official(
             own[rows] = _deal(protocol, cohort, groups, rows, protocol.shares[:2], seed)
         parts.append(own)
     notes = _kept_apart(parts, groups, cohort)
-    unused = int((given == "").sum())
+    used = [part for part in ("train", validates, protocol.official_test) if part]
+    unused = int((~np.isin(given, used)).sum())
     if unused:
-        notes.append(f"{unused} labeled slides are in no official part")
+        notes.append(f"{unused} labeled slides are in no official part that is used")
     return np.stack(parts), protocol.seeds, notes
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -81,7 +82,9 @@ class Reading:
 
     def placed(self, out: Path) -> Cohort:
         """The cohort with paths relative to the folder of `out`."""
-        root = Path(os.path.relpath(self.root.resolve(), out.parent.resolve()))
+        root = self.root.resolve()
+        with suppress(ValueError):  # on another drive of Windows nothing is relative
+            root = Path(os.path.relpath(root, out.parent.resolve()))
 
         def moved(path: str) -> str:
             return (root / path).as_posix() if path else ""
@@ -106,7 +109,7 @@ def need_root(root: Path, dataset: str) -> Path:
 
 def unknown_layout(dataset: str, where: Path, why: str, hint: str | None = None) -> DataError:
     """PG-D20, with what the data set looks like."""
-    layout = " · ".join(line.strip() for line in GUIDES[dataset].layout.splitlines())
+    layout = " · ".join(" ".join(line.split()) for line in GUIDES[dataset].layout.splitlines())
     return DataError(
         f"not laid out as {GUIDES[dataset].title}", code="PG-D20", where=where.name or where,
         why=f"{why}; it has: {_entries(where)}", hint=hint or f"looked for {layout}",

@@ -13,6 +13,8 @@ from pathgen.errors import DataError
 
 #: A sheet of labels is small; what unpacks to more is not read.
 MAX_BYTES = 64 * 2**20
+#: Of Excel; a cell that claims to lie beyond would be filled up to.
+MAX_COLUMNS = 16_384
 UNREADABLE = (
     OSError, zipfile.BadZipFile, zlib.error, KeyError, ValueError, IndexError,
     ElementTree.ParseError,
@@ -106,6 +108,8 @@ def _column(reference: str, following: int) -> int:
     place = 0
     for letter in letters.group():
         place = place * 26 + ord(letter) - ord("A") + 1
+    if place > MAX_COLUMNS:
+        raise ValueError(f"no sheet has a column {letters.group()}")
     return place - 1
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -12,13 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
 from pathgen.encoders.pixels import normalized, prepared
 from pathgen.encoders.published import PublishedEncoder
 from pathgen.encoders.weights import find_file, find_weights
 from pathgen.encoders.zoo import Interpolation, Origin, Published, Vector
-from pathgen.errors import ConfigError
+from pathgen.errors import ConfigError, RunError
 from pathgen.extras import need
 from pathgen.modelfiles import read_object
 from pathgen.models.precision import Precision, autocast
@@ -69,7 +72,9 @@ def from_hub(spec: str, weights: Path | None) -> PublishedEncoder | Transformers
 
 def _row(hub: str, config: Mapping[str, Any], asked: str) -> Published:
     """A timm repository as a line of the table."""
-    about = config.get("pretrained_cfg", {})
+    # What it does not say is timm's own usual.
+    given = config.get("pretrained_cfg") or {}
+    about = asdict(PretrainedCfg()) | {k: v for k, v in given.items() if v is not None}
     pool = config.get("global_pool") or "token"
     usual = "cls" if pool in ("token", "") else "pooled"
     side = int(about.get("input_size", (3, 224, 224))[-1])
@@ -78,8 +83,8 @@ def _row(hub: str, config: Mapping[str, Any], asked: str) -> Published:
             name=hub, title=hub, hub=hub, network=str(config["architecture"]),
             settings=config.get("model_args", {}), vector=asked or usual,  # type: ignore[arg-type]
             dim=int(config["num_features"]) * (2 if asked == "cls+mean" else 1),
-            image_size=side, resize=round(side / float(about.get("crop_pct") or 1)),
-            mean=about["mean"], std=about["std"], interpolation=about.get("interpolation"),
+            image_size=side, resize=math.floor(side / float(about["crop_pct"])),  # as timm
+            mean=about["mean"], std=about["std"], interpolation=about["interpolation"],
             license=about.get("license") or "not said", commercial=False, gated=False, citation="",
         )  # fmt: skip
     except (KeyError, ValidationError) as error:
@@ -100,15 +105,26 @@ class TransformersEncoder(nn.Module):
 
         super().__init__()
         try:
-            self.model = AutoModel.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
+            self.model, said = AutoModel.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, output_loading_info=True
             )
         except (OSError, ValueError, KeyError) as error:
             raise ConfigError(
                 "transformers cannot build this model", code="PG-C04", where=hub,
                 why=str(error).splitlines()[0],
             ) from error  # fmt: skip
-        self.name, self.vector, self.pixels = hub, vector, _Pixels(pixels)
+        if hasattr(self.model, "pooler"):
+            # No vector needs it, and where the file lacks it, it is random at every load.
+            self.model.pooler = None
+        lost = sorted(name for name in said["missing_keys"] if not name.startswith("pooler."))
+        if lost or said["mismatched_keys"]:
+            raise RunError(
+                "weights are of another architecture", where=hub,
+                why=f"the file lacks {len(lost)} tensors, {lost[0]} first"
+                if lost else f"{len(said['mismatched_keys'])} tensors have other shapes",
+                hint="transformers would fill them with random numbers; use another repository",
+            )  # fmt: skip
+        self.name, self.vector, self.pixels = hub, vector, _Pixels(pixels, hub)
         self.registers = int(getattr(self.model.config, "num_register_tokens", 0))
         width = int(self.model.config.hidden_size)
         self.dim = width * 2 if vector == "cls+mean" else width
@@ -152,14 +168,21 @@ class TransformersEncoder(nn.Module):
 class _Pixels:
     """What a `preprocessor_config.json` says."""
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
+    def __init__(self, values: Mapping[str, Any], hub: str) -> None:
         resize = _side(values.get("size"), 224)
         cut = values.get("do_center_crop") and values.get("crop_size")
         self.image_size: int = _side(cut, resize) if cut else resize
         self.resize: int = max(resize, self.image_size)
         self.mean: list[float] = [float(v) for v in values.get("image_mean", (0.485, 0.456, 0.406))]
         self.std: list[float] = [float(v) for v in values.get("image_std", (0.229, 0.224, 0.225))]
-        self.interpolation: Interpolation = _RESAMPLE.get(values.get("resample", 2), "bilinear")
+        how = values.get("resample", 2)
+        if how not in _RESAMPLE:
+            raise ConfigError(
+                "the preprocessor_config.json of this repository is not understood",
+                code="PG-C04", where=hub, why=f"it resizes by PIL's filter {how}",
+                hint="known are 2 (bilinear) and 3 (bicubic)",
+            )  # fmt: skip
+        self.interpolation: Interpolation = _RESAMPLE[how]
 
 
 def _side(value: Any, usual: int) -> int:

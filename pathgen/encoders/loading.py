@@ -31,8 +31,8 @@ def load_encoder(
     Args:
         spec: a public encoder by short name (`pathgen encoders` lists them); a folder of
             `pathgen pretrain`, one stage of it, or a model folder; ``timm:NAME``, with
-            ``timm:NAME,random`` for untrained weights; ``hf:OWNER/NAME``; ``FILE.py:FUNCTION``,
-            which runs that file; or the name of an entry point in the group
+            ``timm:NAME,random`` for untrained weights, always the same; ``hf:OWNER/NAME``;
+            ``FILE.py:FUNCTION``, which runs that file; or the name of an entry point in the group
             ``pathgen.encoders``. A `Path` is a folder, whatever its name.
         device: ``"auto"`` takes a GPU when there is one.
         weights: where the weights of public encoders lie on this machine (see
@@ -134,6 +134,8 @@ def _encoder_folder(path: Path) -> Path:
 
 
 def _timm_encoder(spec: str) -> Encoder:
+    import torch
+
     from pathgen.models.encoder import Encoder
 
     name, _, option = spec.partition(",")
@@ -143,7 +145,10 @@ def _timm_encoder(spec: str) -> Encoder:
             hint="write timm:NAME, or timm:NAME,random for untrained weights",
         )  # fmt: skip
     try:
-        return Encoder.from_timm(name, pretrained=option != "random")
+        # The same untrained weights each time: else a second call could not go on with the first.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return Encoder.from_timm(name, pretrained=option != "random")
     except (OSError, RuntimeError) as error:
         # The hub's failures to connect are OSErrors; timm adds RuntimeError without weights.
         raise MissingExtraError(

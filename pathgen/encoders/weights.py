@@ -107,12 +107,13 @@ def _from_hub(origin: Origin, names: Sequence[str]) -> Path:
     problem: Exception | None = None
     for name in names:
         try:
-            return Path(hf_hub_download(origin.hub, name))
+            return Path(hf_hub_download(origin.hub, name, local_files_only=problem is not None))
         except (OSError, EntryNotFoundError, HFValidationError) as error:
             # One that may not be seen answers as if it were not there.
             if isinstance(error, RepositoryNotFoundError) or _status(error) in (401, 403):
                 raise _closed(origin, error) from error
-            # Without a connection another name may still be in the cache.
+            # Without a connection another name may still be in the cache; to ask the hub again
+            # would only wait as long again.
             if isinstance(error, LocalEntryNotFoundError) or not isinstance(
                 error, EntryNotFoundError
             ):

@@ -63,7 +63,7 @@ def evaluate_baselines(
         labels: CSV of labels, where the run does not hold those of its training slides.
         only: some of `BASELINES`; default: all that can be made.
         seed: of the shuffle and of the bootstrap.
-        device: for ``label-shuffle``; default: as the run's config says.
+        device: for ``label-shuffle``; default: auto.
 
     Returns:
         What ``baselines.json`` holds; docs/slide-level.md says the keys.

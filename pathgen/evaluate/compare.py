@@ -162,7 +162,7 @@ def _titles(first: Path | str, second: Path | str) -> tuple[str, str]:
         names = ["/".join(part[-depth:]) for part in parts]
         if names[0] != names[1]:
             return names[0], names[1]
-    return f"{names[0]} (first)", f"{names[1]} (second)"
+    return f"{parts[0][-1]} (first)", f"{parts[1][-1]} (second)"
 
 
 def _metrics(known: Sequence[str], wanted: Sequence[str] | None) -> list[str]:

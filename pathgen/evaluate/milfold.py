@@ -24,6 +24,7 @@ from pathgen.evaluate.predictionfile import (
 )
 from pathgen.progress import Progress
 from pathgen.runs import Run
+from pathgen.train.engine import find_device
 from pathgen.train.mil import BagPrediction, Epoch, MILTrainConfig, fit_mil, predict
 
 
@@ -41,7 +42,7 @@ def train_fold(
     train, valid, test = training_bags(bags, trial, config)
     config = config.model_copy(update={"seed": trial.seed})
     head, history = fit_mil(config, train, valid, progress, on_epoch=note, title=title)
-    said = predict(head, test)
+    said = predict(head.to(find_device(config.device)), test)
     write_predictions(run.path / "predictions.csv", _predictions(test, trial, said))
     with commit.draft(run.path / "attention.npz") as path, path.open("wb") as file:
         np.savez_compressed(
@@ -59,7 +60,7 @@ def train_fold(
     }  # fmt: skip
     if kept.score is not None:
         metrics["valid_score"] = kept.score
-    run.finish(head, metrics)
+    run.finish(head.cpu(), metrics)
 
 
 def collected(out: Path, trials: Trials, bags: Bags) -> AnyPredictions:

@@ -20,7 +20,7 @@ from pathgen.data.labels import (
     shown,
 )
 from pathgen.data.truth import answers
-from pathgen.errors import DataError
+from pathgen.errors import ConfigError, DataError, NoInputError
 from pathgen.evaluate.continuous import judged_numbers
 from pathgen.evaluate.judgement import Slides, judge
 from pathgen.evaluate.metrics import judged_classes
@@ -84,6 +84,8 @@ def evaluate_predictions(
         `pathgen.evaluate.judgement.judge` of all slides, and ``notes``, JSON-ready.
 
     Raises:
+        NoInputError: PG-N01, there is no such file.
+        ConfigError: PG-C01, a column's name without `targets`.
         DataError: PG-N06, a file cannot be used, or the two have no slide in common.
     """
     found = answered(
@@ -105,6 +107,13 @@ def answered(
     ordinal: bool | None = None,
 ) -> Answered:
     """A predictions file joined with the truth; arguments as in `evaluate_predictions`."""
+    for role, name in (
+        ("label", label_column), ("patient", patient_column), ("site", site_column)
+    ):  # fmt: skip
+        if name is not None and targets is None:
+            raise ConfigError(
+                f"--{role}-column names a column of --targets", where=name, hint="give --targets"
+            )
     path = predictions_file(path)
     said = read_any(path, kind)
     notes: list[str] = []
@@ -126,9 +135,14 @@ def answered(
 
 
 def predictions_file(path: Path | str) -> Path:
-    """The file itself, or the one in a run folder."""
+    """The file itself, or the one in a run folder. Raises NoInputError (PG-N01): none there."""
     path = Path(path)
-    return path / "predictions.csv" if path.is_dir() else path
+    found = path / "predictions.csv" if path.is_dir() else path
+    if not found.exists():
+        raise NoInputError(
+            "no predictions here", where=path, hint="give a predictions.csv, or the folder of one"
+        )
+    return found
 
 
 # --- the truth -----------------------------------------------------------------------------

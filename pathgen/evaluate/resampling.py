@@ -146,7 +146,7 @@ def intervals(
             | {name: quantiles(values[:, i], level) for name, values in by_class.items()}
             for i, label in enumerate(classes)
         ]
-    unit = "slide" if groups is None or _all_differ(groups) else "patient"
+    unit = "slide" if groups is None or _all_differ(groups, repeats) else "patient"
     return found | {"resamples": resamples, "level": level, "unit": unit}
 
 
@@ -184,5 +184,7 @@ def number(value: Any) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _all_differ(groups: Sequence[str]) -> bool:
-    return len(set(groups)) == len(groups)
+def _all_differ(groups: Sequence[str], repeats: Ints | None) -> bool:
+    """Whether no group has two slides; a slide stands once in each repeat."""
+    rows = groups if repeats is None else list(zip(groups, repeats.tolist(), strict=True))
+    return len(set(rows)) == len(rows)

@@ -199,6 +199,8 @@ def _device_of(encoder: PatchEncoder) -> Any:
 def _precision(encoder: PatchEncoder, wanted: str, device: Any) -> str:
     from pathgen.train.engine import choose_precision
 
+    if wanted == "auto" and not hasattr(encoder, "precision"):
+        return "fp32"  # its own code may not expect vectors of another type
     if getattr(device, "type", None) is not None:
         return choose_precision(wanted, device)
     if wanted in ("auto", "fp32") or hasattr(encoder, "precision"):

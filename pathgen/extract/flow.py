@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pathgen import claims as sharing_claims
-from pathgen import commit
+from pathgen import commit, parallel
 from pathgen.encoders import PatchEncoder
 from pathgen.errors import PathgenError, StorageError
 from pathgen.extract.bench import Bench, Piece, work
@@ -202,7 +202,8 @@ def feed_of(
     if any(isinstance(origin, Slide) for origin in origins):
         from pathgen.extract.slidefeed import feed_slides
 
-        spare = default_workers() // max(1, config.workers) if bench.on_gpu else 1
+        busy = max(1, config.workers) * parallel.local_count()
+        spare = default_workers() // busy if bench.on_gpu else 1
         slides = [cast(Slide, one).threaded(min(THREADS, max(1, spare))) for one in origins]
         log = partial(_append_event, out)
         return feed_slides(slides, numbers, config.batch_size, config.workers, bench.on_gpu, log)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
-from pathgen.data.sources import ImageFolder, PatchSource, located, open_located
+from pathgen.data.sources import SUFFIXES, ImageFolder, PatchSource, located, open_located
 from pathgen.errors import ConfigError, DataError, NoInputError, StoreError
 from pathgen.extract.config import ExtractConfig
 from pathgen.extract.origins import Origin, Slide, Stored, Unread
 from pathgen.tiling.inputs import find_slides
 from pathgen.tiling.lists import LIST_SUFFIXES
 from pathgen.tiling.maskfiles import check_asked, with_masks
+from pathgen.tiling.normalize import NormalizeConfig
 from pathgen.tiling.task import TileConfig, TileTask
 
 Given = PatchSource | Path | str | Sequence[PatchSource | Path | str]
@@ -72,10 +74,10 @@ def slide_origins(
         ConfigError: PG-C01, settings for masks without any; stain normalization given twice.
     """
     if config.normalize.method != "none":
-        if tile.normalize.method not in ("none", config.normalize.method):
+        if tile.normalize.method != "none" and tile.normalize != config.normalize:
             raise ConfigError(
                 "stain normalization is given twice", where="normalize",
-                why=f"{tile.normalize.method} for tiling, {config.normalize.method} for features",
+                why=f"{_told(tile.normalize)} for tiling, {_told(config.normalize)} for features",
                 hint="give it once",
             )  # fmt: skip
         tile = tile.model_copy(update={"normalize": config.normalize})
@@ -86,9 +88,14 @@ def slide_origins(
     return [Slide(TileTask(slide, out, tile)) for slide in given]
 
 
+def _told(config: NormalizeConfig) -> str:
+    return config.method + (f" to {config.target}" if config.target else "")
+
+
 def are_slides(given: Sequence[str | Path]) -> bool:
     """Whether these are slides to be tiled, rather than patches: lists, URLs and globs, slide
-    files, and folders that hold slides and neither stores nor images of patches.
+    files, and folders that hold slides and no stores. Plain images of patches are no slides;
+    beside slides they are thumbnails or masks.
 
     Raises:
         NoInputError: nothing there, or nothing that is either.
@@ -109,6 +116,8 @@ def _is_slides(given: str | Path) -> bool:
     try:
         places = located(path)
         if places == [path]:
+            if _holds_slides(path):
+                return not (path / "slides.json").is_file()
             ImageFolder(path)
     except NoInputError as error:
         try:
@@ -117,3 +126,27 @@ def _is_slides(given: str | Path) -> bool:
             raise error from None
         return not (path / "slides.json").is_file()
     return False
+
+
+def _holds_slides(folder: Path) -> bool:
+    """Whether files here can be nothing but slides: by their suffix, or as TIFFs of tiles or of
+    several images, which patches are not saved as."""
+    try:
+        found, _ = find_slides(folder)
+    except NoInputError:
+        return False
+    paths = [slide.path for slide in found if isinstance(slide.path, Path)]
+    if any(path.suffix.lower() not in SUFFIXES for path in paths):
+        return True
+    tiffs = (path for path in paths if path.suffix.lower() in {".tif", ".tiff"})
+    return any(map(_is_slide_tiff, islice(tiffs, 16)))
+
+
+def _is_slide_tiff(path: Path) -> bool:
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            return tiff.pages.first.is_tiled or len(tiff.pages) > 1
+    except (OSError, ValueError, IndexError, tifffile.TiffFileError):
+        return False

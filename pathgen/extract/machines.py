@@ -5,6 +5,7 @@ How workers are found and checked is in `pathgen.tiling.cluster`.
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from typing import Any
 from pathgen import claims as sharing_claims
 from pathgen import commit
 from pathgen.data.sources import open_located
+from pathgen.encoders import named
 from pathgen.errors import ConfigError, PathgenError, SlideError
 from pathgen.extract.bench import Bench
 from pathgen.extract.config import ExtractConfig
@@ -93,12 +95,15 @@ def encode_one(errand: Errand) -> Done:
     if origin is None:
         assert errand.store is not None
         origin = Stored(open_located(errand.store), errand.config)
+    config = errand.config
+    if multiprocessing.current_process().daemon:  # as below Dask's nanny: it may start no process
+        config = config.model_copy(update={"workers": 0})
     piece = bench.piece(origin)
     piece.look(errand.overwrite)
     if not piece.is_settled:
         with (
             Silent().task("", 1) as bar,
-            closing(run_pieces(bench, [piece], errand.config, bar, errand.out, [0])) as run,
+            closing(run_pieces(bench, [piece], config, bar, errand.out, [0])) as run,
         ):
             for _ in run:
                 pass
@@ -133,7 +138,12 @@ def extract_elsewhere(
                 "encoders for other machines are given by name", where=type(one).__name__,
                 why="each worker loads them itself", hint="give a run, a model folder or a name",
             )  # fmt: skip
+        row = named(one) if isinstance(one, str) else None
+        if row is not None:  # workers have nobody to tell
+            progress.say(row.said())
     out = commit.writable_folder(out.absolute())
+    if len(encoders) == 1:  # folders of several are known when a worker has loaded them
+        spare_ledgers([out])
     errands = {
         i: Errand(
             origin if isinstance(origin, Slide) else None,

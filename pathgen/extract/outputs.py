@@ -113,12 +113,10 @@ class Writing:
         self.output = output
         self._writer = output.writer(material)
         self._writer.__enter__()
-        self.rows = 0
 
     def append(self, features: NDArray[Any], **columns: NDArray[Any]) -> None:
         """Raises StorageError: the disk is full, or the like."""
         self._writer.append(features=features, **columns)
-        self.rows += len(features)
 
     def finish(self, row: LedgerRow) -> LedgerRow:
         """The store with its ledger row, which is returned; it names the store."""

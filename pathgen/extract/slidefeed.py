@@ -27,6 +27,8 @@ from pathgen.tiling.ledger import LedgerRow
 from pathgen.tiling.pixels import Begun, Cut, cut_slide
 from pathgen.tiling.pool import Crashed, Worker, prepare_worker
 
+#: Seconds without a word of any process, after which it is asked whether to go on.
+SILENCE = 0.5
 #: Told of an exception that nobody expected: the slide's name and the traceback.
 Log = Callable[[str, str], None]
 
@@ -44,7 +46,10 @@ def feed_slides(
     With `workers`, as many slides are cut at a time, and their blocks come as they are ready.
     """
     if workers:
-        yield from _from_processes(slides, numbers, batch_size, workers, pin, log)
+        # Blocks come through a pipe, which takes as long as a small network: beside the encoder.
+        beside = ahead(lambda: _from_processes(slides, numbers, batch_size, workers, pin, log))
+        with closing(beside) as ready:
+            yield from (one for one in ready if one is not None)
         return
 
     def items() -> Iterator[tuple[int, Item]]:
@@ -141,8 +146,11 @@ def _from_processes(
     workers: int,
     pin: bool,
     log: Log,
-) -> Feed:
-    """Up to `workers` slides at a time; those whose process died are tried again alone."""
+) -> Generator[tuple[int, Item] | None, None, None]:
+    """Up to `workers` slides at a time; those whose process died are tried again alone.
+
+    None where nothing came for a while, so that who no longer wants any can end it.
+    """
     waiting, suspects = iter(numbers), deque[int]()
     idle: list[Worker] = []
     busy: dict[Connection, Worker] = {}
@@ -169,7 +177,10 @@ def _from_processes(
                     break
                 alone = True
                 start(suspects.popleft())
-            for pipe in connection.wait(list(busy)):
+            reachable = connection.wait(list(busy), SILENCE)
+            if not reachable:
+                yield None
+            for pipe in reachable:
                 assert isinstance(pipe, Connection)
                 worker = busy[pipe]
                 try:

@@ -19,6 +19,7 @@ from pathgen.errors import (
     StorageError,
     StoreError,
 )
+from pathgen.evaluate.predictionfile import armored
 from pathgen.heatmap.files import write_folder
 from pathgen.heatmap.model import SlideModel
 from pathgen.heatmap.result import Heatmap
@@ -81,7 +82,6 @@ def draw_heatmaps(
 
     Raises:
         StorageError, BusyError: nothing can be written there.
-        DataError: PG-H02, the encoder given is not the heads', which no slide can help.
     """
     out, progress = commit.writable_folder(Path(out)), progress or Silent()
     rows = []
@@ -125,9 +125,11 @@ def _bad(subject: Subject, error: PathgenError) -> Row:
 
 
 def ledger_text(rows: Sequence[Row]) -> str:
-    """The rows as CSV."""
+    """The rows as CSV; none of its cells is a formula."""
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(map(asdict, rows))
+    for row in rows:
+        cells = asdict(row)
+        writer.writerow(cells | {k: armored(v) for k, v in cells.items() if isinstance(v, str)})
     return text.getvalue()

@@ -71,7 +71,7 @@ def compose(
         tissue, overlay: RGB of one size.
         titles: over the two panels.
         heading: the slide, then lines about what was predicted.
-        pixel_um: microns per level-0 pixel; without it there is no scale bar.
+        pixel_um: microns per level-0 pixel, along x; without it there is no scale bar.
     """
     height, width = tissue.shape[:2]
     beside = width <= WIDE * height

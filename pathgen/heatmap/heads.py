@@ -57,7 +57,8 @@ class Heads:
     def known_as(self, slide: str) -> str:
         """The slide's name in the run: the same, or one in a folder there that ends in it."""
         names = {name for head in self.heads for name in head.parts}
-        ends = [name for name in names if name.split("/")[-1] == slide.split("/")[-1]]
+        ends = [name for name in names if f"/{name}".endswith(f"/{slide}")
+                or f"/{slide}".endswith(f"/{name}")]  # fmt: skip
         return ends[0] if slide not in names and len(ends) == 1 else slide
 
     def for_slide(self, slide: str) -> tuple[tuple[Head, ...], Voices]:
@@ -65,10 +66,11 @@ class Heads:
 
         Where every head learned from it they are asked all the same, and it is said.
         """
-        known = [head for head in self.heads if slide in head.parts]
-        if not known:
-            has_splits = any(head.parts for head in self.heads)
-            return self.heads, _voices(self.heads, "new" if has_splits else "unknown")
+        names = {name for head in self.heads for name in head.parts}
+        if slide not in names:
+            # Several of the run may be meant by a name without its folder: then none is known.
+            alike = any(name.split("/")[-1] == slide.split("/")[-1] for name in names)
+            return self.heads, _voices(self.heads, "new" if names and not alike else "unknown")
         fair = tuple(head for head in self.heads if head.parts.get(slide, "test") == "test")
         if fair:
             return fair, _voices(fair, "held out")
@@ -101,7 +103,11 @@ def load_heads(path: Path | str) -> Heads:
         )  # fmt: skip
     model = model_folder(path)
     fold = model.parent if model.name == "model" else model
-    run = next((folder for folder in fold.parents if (folder / "splits.json").is_file()), fold)
+    # A file of splits alone makes no run: `datasets splits` writes one beside the CSV.
+    runs = (
+        f for f in fold.parents if (f / "splits.json").is_file() and (f / "config.yaml").is_file()
+    )
+    run = next(runs, fold)
     return _together(run, [_head(fold, run)])
 
 

@@ -21,6 +21,7 @@ from pathgen.heatmap.result import Heatmap
 from pathgen.heatmap.settings import HeatmapConfig
 from pathgen.heatmap.subjects import Paths, Subject, find_subjects
 from pathgen.progress import Progress, Silent
+from pathgen.tiling.inputs import safe_name
 
 if TYPE_CHECKING:
     from pathgen.encoders import PatchEncoder
@@ -89,7 +90,7 @@ class SlideModel:
             self._encoder = load_encoder(self._encoder, str(self.device))
         return self._encoder
 
-    def tiling(self) -> TileConfig:
+    def tiling(self, config: HeatmapConfig | None = None) -> TileConfig:
         """How slides without features are cut.
 
         Raises:
@@ -98,8 +99,9 @@ class SlideModel:
         from pathgen.heatmap.tilings import training_tiling
 
         found = self._tiling or training_tiling(self.heads)
+        share = (config or self.config).overlap
         return found.model_copy(
-            update={"overlap": max(found.overlap, round(self.config.overlap * found.patch_size))}
+            update={"overlap": max(found.overlap, round(share * found.patch_size))}
         )
 
     def heatmap(
@@ -124,7 +126,7 @@ class SlideModel:
         if subject.problem is not None:
             raise subject.problem
         config, progress = config or self.config, progress or Silent()
-        vectors = self.vectors(subject, progress)
+        vectors = self.vectors(subject, progress, config)
         if not len(vectors):
             raise NoInputError(
                 "slide without patches", code="PG-H06", where=subject.name,
@@ -154,9 +156,15 @@ class SlideModel:
             )  # fmt: skip
         return found[0]
 
-    def vectors(self, subject: Subject, progress: Progress | None = None) -> Vectors:
+    def vectors(
+        self,
+        subject: Subject,
+        progress: Progress | None = None,
+        config: HeatmapConfig | None = None,
+    ) -> Vectors:
         """The vectors of a slide's patches, stored or made. Errors as `heatmap`."""
-        finer = self.config.overlap > 0
+        config = config or self.config
+        finer = config.overlap > 0
         if subject.features is not None and not finer:
             return stored(subject, self.heads)
         encoder = self.encoder
@@ -171,13 +179,13 @@ class SlideModel:
             )  # fmt: skip
         # Stored patches will do, but for a finer map: they are where they are.
         cut = finer or subject.patches is None
-        tiling = self.tiling() if cut else None
+        tiling = self.tiling(config) if cut else None
         with ExitStack() as stack:
             folder = self.work
             if folder is None:
                 folder = Path(stack.enter_context(TemporaryDirectory(prefix="pathgen-")))
             return embedded(
-                subject, self.heads, encoder, tiling, folder / subject.name, self.config,
+                subject, self.heads, encoder, tiling, folder / safe_name(subject.name), config,
                 overwrite=self.overwrite, progress=progress or Silent(),
             )  # fmt: skip
 

@@ -21,7 +21,7 @@ from pathgen.exchange.files import ROWS
 from pathgen.heatmap.pixels import Pixels, SlidePixels, StorePixels, opened
 from pathgen.heatmap.place import Place
 from pathgen.heatmap.sheets import sheet
-from pathgen.heatmap.subjects import Paths
+from pathgen.heatmap.subjects import Paths, matching
 from pathgen.progress import Progress, Silent
 from pathgen.stores.features import FeatureStore
 from pathgen.stores.patches import PatchStore
@@ -258,9 +258,9 @@ class _Sources:
             with PatchStore.open(path) as store:
                 return StorePixels(path), Place.of(store.attrs, store.coords(), store.name)
         place, file = self._features[one.store]
-        for slide in self._slides:
-            if slide.name == one.slide or (file is not None and slide.path.name == file):
-                return SlidePixels(opened(slide)), place
+        slide = matching(one.slide, self._slides, file)
+        if slide is not None:
+            return SlidePixels(opened(slide)), place
         raise DataError(
             "patches without pixels", code="PG-H04", where=f"{one.slide}#{one.row}",
             why="its patch store and its slide are in none of the places given",

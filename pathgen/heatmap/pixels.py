@@ -47,7 +47,12 @@ class SlidePixels:
 
     def overview(self, place: Place, scale: float) -> NDArray[np.uint8]:
         with self.slide as slide:
-            return fitted(read_overview(slide, scale).pixels, raster_size(place.frame, scale))
+            found = read_overview(slide, scale)
+        # Another reader than the one that tiled may know other bounds.
+        left, top = (
+            round((own - at) / scale) for own, at in zip(found.origin, place.frame, strict=False)
+        )
+        return fitted(found.pixels, raster_size(place.frame, scale), (left, top))
 
     def patches(self, place: Place, rows: Sequence[int]) -> NDArray[np.uint8]:
         """Cut anew at the scale of the patches, by area averaging."""
@@ -78,18 +83,22 @@ class StorePixels:
         canvas = np.full((height, width, 3), 255, np.uint8)
         start = (place.coords - place.frame[:2]) / scale
         ends = np.rint(start + np.array(place.side) / scale).astype(int)
-        corners = np.clip(np.rint(start).astype(int), 0, None)
-        ends = np.minimum(ends, (width, height))
+        corners = np.rint(start).astype(int)
         with PatchStore.open(self.path) as store:
             for first in range(0, len(place), BATCH):
                 rows = np.arange(first, min(first + BATCH, len(place)))
                 for image, (x0, y0), (x1, y1) in zip(
                     store.images(rows), corners[rows], ends[rows], strict=True
                 ):
-                    if x1 > x0 and y1 > y0:
+                    left, top, right, low = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
+                    if right > left and low > top:
                         size = (x1 - x0, y1 - y0)
-                        small = Image.fromarray(image).resize(size, Image.Resampling.BOX)
-                        canvas[y0:y1, x0:x1] = np.asarray(small)
+                        small = np.asarray(
+                            Image.fromarray(image).resize(size, Image.Resampling.BOX)
+                        )
+                        canvas[top:low, left:right] = small[
+                            top - y0 : low - y0, left - x0 : right - x0
+                        ]
         return canvas
 
     def patches(self, place: Place, rows: Sequence[int]) -> NDArray[np.uint8]:
@@ -117,12 +126,15 @@ def opened(slide: SlideInput) -> SlideReader:
     )
 
 
-def fitted(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Cut, or filled up with white, to `size` = (width, height)."""
-    width, height = size
-    if pixels.shape[:2] == (height, width):
+def fitted(
+    pixels: NDArray[np.uint8], size: tuple[int, int], corner: tuple[int, int] = (0, 0)
+) -> NDArray[np.uint8]:
+    """Cut, or filled up with white, to `size` = (width, height); their corner comes to `corner`."""
+    (width, height), (left, top) = size, corner
+    if pixels.shape[:2] == (height, width) and corner == (0, 0):
         return pixels
     canvas = np.full((height, width, 3), 255, np.uint8)
-    part = pixels[:height, :width]
-    canvas[: part.shape[0], : part.shape[1]] = part
+    part = pixels[max(-top, 0) : max(height - top, 0), max(-left, 0) : max(width - left, 0)]
+    x, y = max(left, 0), max(top, 0)
+    canvas[y : y + part.shape[0], x : x + part.shape[1]] = part
     return canvas

@@ -120,7 +120,8 @@ class Heatmap:
         return compose(
             tissue, self.overlay(what, scale, tissue), (below, f"{title} over the tissue"),
             (self.slide, f"{self.answer.sentence()} · {self.voices.sentence()}", *self.notes),
-            legend, self.place.frame[:2], scale, self.place.pixel_um,
+            legend, self.place.frame[:2], scale,
+            None if self.place.mpp is None else self.place.mpp[0],  # the bar lies along x
         )  # fmt: skip
 
     def tissue(self, scale: float) -> NDArray[np.uint8]:

@@ -134,7 +134,7 @@ class _Index:
             yield self.names_of[path]
 
     def complete(self, subject: Subject, slides: Sequence[SlideInput]) -> Subject:
-        slide = subject.slide or _matching(subject.name, slides, self.files.get(subject.name))
+        slide = subject.slide or matching(subject.name, slides, self.files.get(subject.name))
         file = slide.path.name if slide is not None else ""
         features, patches = (
             table.get(self._own(subject.name, file, table)) for table in (self.features,
@@ -152,7 +152,7 @@ class _Index:
         return same[0] if len(same) == 1 else name
 
 
-def _matching(name: str, slides: Sequence[SlideInput], file: str | None) -> SlideInput | None:
+def matching(name: str, slides: Sequence[SlideInput], file: str | None) -> SlideInput | None:
     """The slide of a store: by name, else by file name where that is one's own."""
     by_name = [slide for slide in slides if slide.name == name]
     by_file = [slide for slide in slides if file is not None and slide.path.name == file]

@@ -296,8 +296,8 @@ def svg(figure: Figure, alt: str) -> Markup:
     # A style element would reach the whole page, and numbered ids would repeat in it.
     text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r'<g id="[^"]*"', "<g", text)
-    text = re.sub(r"font-family: [^;\"]*", "font-family: system-ui, sans-serif", text)
-    text = re.sub(r"(font: [^;\"]*?[\d.]+px) [^;\"]*", r"\1 system-ui, sans-serif", text)
+    # In attributes alone: a class may be called "font: 9px".
+    text = re.sub(r'style="[^"]*"', _page_font, text)
     width, height = figure.get_size_inches()
     opening = (
         f'<svg viewBox="0 0 {width * 72:g} {height * 72:g}" role="img" aria-label="{escape(alt)}" '
@@ -305,6 +305,12 @@ def svg(figure: Figure, alt: str) -> Markup:
     )
     body = re.sub(r"\s*\n\s*", "\n", text[text.index(">") + 1 :]).strip()
     return Markup(opening + body)  # matplotlib escapes the names in it
+
+
+def _page_font(style: re.Match[str]) -> str:
+    """A style attribute with the page's font in place of matplotlib's."""
+    text = re.sub(r"font-family: [^;\"]*", "font-family: system-ui, sans-serif", style[0])
+    return re.sub(r"(font: [^;\"]*?[\d.]+px) [^;\"]*", r"\1 system-ui, sans-serif", text)
 
 
 def _thin(

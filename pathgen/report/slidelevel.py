@@ -162,8 +162,10 @@ def _caption(kind: str, values: Values, baseline: Any) -> str:
     repeats_ = values.get("repeats")
     many = isinstance(repeats_, int) and repeats_ > 1
     each = "Each slide once a repeat" if many else "Each slide once"
-    text = f"{each}, predicted by the fold that had not seen its patient; in brackets the 95 % "
-    text += "interval over patients. "
+    # Of a single file of predictions nobody knows what its classifier was trained on.
+    ours = bool(values.get("folds")) or isinstance(values.get("head"), str)
+    by = ", predicted by the fold that had not seen its patient" if ours else ""
+    text = f"{each}{by}; in brackets the 95 % interval over patients. "
     if many:
         text += f"Values are means over {repeats_} repeats of the whole cross-validation. "
     said = inside(baseline, "predicts")

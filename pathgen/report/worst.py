@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pathgen.evaluate.predictionfile import bare
 from pathgen.report import figures
 from pathgen.report.blocks import Card, Gallery, Heading, Image, Note, Section, Table, Text
 from pathgen.report.collect import Found, Unreadable, read_rows
@@ -36,7 +37,9 @@ def worst(section: Section, found: Found, path: Path, values: Values) -> None:
     """The worst errors as a table and, where tiles are known, as thumbnails."""
     kind = kind_of(values)
     try:
-        rows = read_rows(path, found.root)
+        rows = [
+            {name: bare(cell) for name, cell in row.items()} for row in read_rows(path, found.root)
+        ]
     except Unreadable as problem:
         section.add(Note(str(problem)))
         return

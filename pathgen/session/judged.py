@@ -77,11 +77,17 @@ class CrossValidated(Shown):
         return frame(rows, columns, index="slide")
 
     def to_csv(self, path: str | Path) -> Path:
-        """Write `predictions` as CSV, which `pathgen evaluate` reads; returns where it is."""
-        from pathgen import commit
+        """Write `predictions` as CSV, which `pathgen evaluate` reads; returns where it is.
 
-        path = Path(path)
-        commit.write_text(path, self.predictions().to_csv(lineterminator="\n"))
+        Texts that a spreadsheet would take for a formula begin with an apostrophe.
+        """
+        from pathgen import commit
+        from pathgen.evaluate.predictionfile import armored
+
+        path, table = Path(path), self.predictions().reset_index()
+        for name in ("slide", "patient", "label", "predicted"):
+            table[name] = table[name].map(armored)
+        commit.write_text(path, table.to_csv(index=False, lineterminator="\n"))
         return path
 
     def report(self, path: str | Path) -> Path:

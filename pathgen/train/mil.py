@@ -14,6 +14,7 @@ from pathgen.data.bags import Bags
 from pathgen.data.vectors import moments_of
 from pathgen.errors import DataError, RunError
 from pathgen.models.mil import MILConfig, MILHead, build_head
+from pathgen.models.mil.links import Centered
 from pathgen.models.mil.targets import Criterion, criterion, outputs_of
 from pathgen.models.precision import autocast
 from pathgen.progress import Progress, Silent
@@ -107,6 +108,7 @@ def fit_mil(
                 task.advance(config.epochs - number - 1, note=f"stopped after epoch {number + 1}")
                 break
         fit.head.load_state_dict(best_state)
+        fit.settle()
     return fit.head.cpu().eval(), history
 
 
@@ -165,11 +167,7 @@ class _Fit:
                 self._step()
         self.waited += ahead.waited
         loss = float(total) / len(train)
-        if not np.isfinite(loss):
-            raise RunError(
-                f"the loss is not finite in epoch {number}", code="PG-T03",
-                hint="lower lr, or look for extreme values in the features",
-            )  # fmt: skip
+        _require_finite(loss, f"the loss is not finite in epoch {number}")
         return loss
 
     def _gradient(self, batch: Batch, bags: int) -> torch.Tensor:
@@ -192,6 +190,13 @@ class _Fit:
         self.optimizer.zero_grad(set_to_none=True)
 
     @torch.no_grad()
+    def settle(self) -> None:
+        """Count risks from the mean of the training bags: Cox's loss leaves their zero open."""
+        if isinstance(self.head.link, Centered):
+            risks = predict(self.head, self.train, precision=self.precision).logits
+            self.head.link.center += float(risks.mean())
+
+    @torch.no_grad()
     def judge(self, valid: Bags) -> tuple[float, float | None]:
         """Mean loss of whole bags, of survival over all of them at once; and what is watched."""
         self.head.eval()
@@ -204,12 +209,22 @@ class _Fit:
         truth = truth_of(valid).to(self.device)
         losses = self.measure(torch.from_numpy(logits).float().to(self.device), truth)
         loss = float(losses.double().mean())
+        # No epoch is better than nan: the first would be kept.
+        _require_finite(loss, "the validation loss is not finite")
         if self.config.monitor == "loss":
             return loss, None
         said = prediction(self.head, logits, [])
         return loss, score(
             self.config.monitor, valid, said.probabilities, said.chosen, logits[:, 0]
         )
+
+
+def _require_finite(loss: float, what: str) -> None:
+    if not np.isfinite(loss):
+        raise RunError(
+            what, code="PG-T03",
+            hint="lower lr, look for extreme values in the features, or use precision=fp32",
+        )  # fmt: skip
 
 
 # --- before the first epoch ----------------------------------------------------------------

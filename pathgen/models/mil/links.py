@@ -11,7 +11,7 @@ from pathgen.models.mil.targets import Truth
 
 
 class Link(nn.Module):
-    """The logits are the scores: classes and survival."""
+    """The logits are the scores: classes."""
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
@@ -98,9 +98,26 @@ class Affine(Link):
         self.spread.fill_(float(spread) or 1.0)
 
 
+class Centered(Link):
+    """A log hazard ratio to the mean training bag: score - center.
+
+    Cox's likelihood leaves a constant open. Without a common zero, the risks that heads of
+    several folds say could not stand in one ranking.
+    """
+
+    center: Tensor
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__(outputs)
+        self.register_buffer("center", torch.zeros(1))
+
+    def forward(self, scores: Tensor) -> Tensor:
+        return scores - self.center
+
+
 LINKS: dict[Target, type[Link]] = {
     "classes": Link,
     "ordinal": Thresholds,
     "regression": Affine,
-    "survival": Link,
+    "survival": Centered,
 }

@@ -167,7 +167,7 @@ def values(logits: Tensor) -> Tensor:
 def risk(logits: Tensor) -> Tensor:
     """(B, 1) of a survival head -> (B,) log hazard ratio: the higher, the earlier the event.
 
-    Only differences between bags have a meaning.
+    Of a trained head the ratio is to the mean training bag.
     """
     return logits[:, 0]
 
