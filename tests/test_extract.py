@@ -241,3 +241,20 @@ def test_a_name_that_leads_elsewhere_is_refused(name: str, tmp_path: Path) -> No
     with pytest.raises(DataError, match="PG-D11"):
         extract_features(Means(), [store], tmp_path / "out" / "deep")
     assert not list(tmp_path.rglob("x.h5"))
+
+
+def test_one_folder_never_mixes_two_encoders(tmp_path: Path) -> None:
+    for name in "ab":
+        make_folder(tmp_path / name, {"x.png": noise(np.random.default_rng(0), 1, 16)[0]})
+    extract_features(Means(), tmp_path / "a", tmp_path / "out")
+    other = Means()
+    other.id = "means-2"
+    for overwrite in (False, True):
+        with pytest.raises(StoreError, match=r"PG-O18.*another kind.*encoder"):
+            extract_features(other, tmp_path / "b", tmp_path / "out", overwrite=overwrite)
+    half = ExtractConfig(dtype="float16")
+    with pytest.raises(StoreError, match=r"PG-O18.*another kind.*dtype"):
+        extract_features(Means(), tmp_path / "b", tmp_path / "out", half)
+    assert [path.name for path in (tmp_path / "out").glob("*.h5")] == ["a.h5"]
+    extract_features(Means(), tmp_path / "b", tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("*.h5"))) == 2

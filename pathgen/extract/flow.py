@@ -23,6 +23,7 @@ from pathgen.extract.report import (
     LEDGER,
     EncoderReport,
     ExtractReport,
+    refuse_mixing,
     spare_ledgers,
     write_ledgers,
 )
@@ -136,6 +137,9 @@ def extract(
         progress.say(note)
     pieces = [bench.piece(origin) for origin in origins]
     spare_ledgers(bench.folders)
+    names = {origin.name for origin in origins}
+    for folder, encoding in zip(bench.folders, bench.encodings, strict=True):
+        refuse_mixing(folder, encoding, names)
     for piece in pieces:
         piece.look(overwrite)
     total = sum(piece.origin.weight for piece in pieces)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pathgen import commit
-from pathgen.errors import PathgenError
+from pathgen.errors import PathgenError, StoreError
+from pathgen.extract.encoding import Encoding
+from pathgen.extract.outputs import difference
 from pathgen.places import spare_table, taken
+from pathgen.provenance import Provenance
+from pathgen.stores.features import FeatureStore
 from pathgen.tiling.ledger import LedgerRow, to_csv
 
 #: Of the ledger, beside the stores.
@@ -83,6 +87,29 @@ def spare_ledgers(folders: Sequence[Path]) -> None:
         path = folder / f"{LEDGER}.json"
         if path.exists() and _content(path) is None:
             raise taken(path)
+
+
+def refuse_mixing(folder: Path, encoding: Encoding, given: Collection[str]) -> None:
+    """Raise StoreError (PG-O18) where stores of sources not given now are another encoder's.
+
+    One of them speaks for all: none came beside another kind.
+    """
+    others = [row for row in _written(folder) if row.store and row.slide not in given]
+    for row in others[:1]:
+        with FeatureStore.open(folder / str(row.store)) as store:
+            found = store.provenance
+        asked = Provenance(
+            stage="extract",
+            config={**found.config, **encoding.settings},
+            inputs={**found.inputs, "encoder": encoding.facts["id"]},
+        )
+        alike = {"precision": "fp32"} | found.config == {"precision": "fp32"} | asked.config
+        if not alike or found.inputs.get("encoder") != encoding.facts["id"]:
+            raise StoreError(
+                "features of another kind are in this folder", code="PG-O18",
+                where=folder / str(row.store), why=difference(found, asked),
+                hint="choose another --out: one folder holds the features of one encoder",
+            )  # fmt: skip
 
 
 def write_ledgers(reports: Sequence[EncoderReport]) -> None:
