@@ -69,8 +69,9 @@ def test_slides_are_encoded_as_the_options_say(
     before = content(tmp_path / "out")
     more = ("--patch-size", 64, "--mpp", 1, "--set", "max_white=0.9", "--dtype", "float16")
     names = ("--encoder", "means", "--encoder", "pixels")
-    code, out, _ = run(capsys, slides, *names, "-o", tmp_path / "out", *more, "--plan")
+    code, out, err = run(capsys, slides, *names, "-o", tmp_path / "out", *more, "--plan")
     assert code == 0
+    assert "PG-S" in err  # why one of them will fail
     assert [line.split()[:6] for line in out.splitlines()[1:3]] == [
         ["Means", "3", "2", "1", "1", "0"], ["Pixels", "48", "2", "1", "1", "0"]
     ]  # fmt: skip

@@ -339,3 +339,10 @@ def test_a_slide_too_large_for_its_scale_is_drawn_coarser() -> None:
     for most in (MOST, MOST_VALUES // 8):
         scale = map_scale(heatmap(place=huge, config=HeatmapConfig(mpp=1.0)), most)
         assert 400_000 * 300_000 / scale**2 == pytest.approx(most)
+
+
+def test_an_ordered_answer_that_is_not_the_likeliest_says_why() -> None:
+    answer = Answer("ordinal", ("0", "1", "2"), np.array([0.4, 0.25, 0.35]), choice=1)
+    assert answer.sentence() == "predicted 1, the median (0.25); 0 0.40, 2 0.35"
+    likeliest = Answer("ordinal", ("0", "1", "2"), np.array([0.2, 0.5, 0.3]), choice=1)
+    assert likeliest.sentence() == "predicted 1 (0.50); 2 0.30, 0 0.20"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,10 +56,13 @@ def plan_extraction(
     bench = Bench(encodings(encoders, config, weights), out)
     pieces = [bench.piece(origin) for origin in origins]
     counts = []
+    say = (progress or Silent()).say
     with (progress or Silent()).task("plan", len(pieces)) as bar:
         for piece in pieces:
             piece.look(overwrite=False)
-            counts.append(0 if piece.is_settled else _patches(piece.origin))
+            for error in piece.errors:
+                say(str(error))
+            counts.append(0 if piece.is_settled else _patches(piece.origin, say))
             bar.advance(note=piece.origin.name)
     plans = []
     for i, (name, dim, _) in enumerate(bench.heads):
@@ -78,19 +81,21 @@ def plan_extraction(
     return plans
 
 
-def _patches(origin: Any) -> int:
-    """How many; -1 of a slide that cannot be read."""
+def _patches(origin: Any, say: Callable[[str], None]) -> int:
+    """How many; -1 of a slide that cannot be read, which is said with its reason."""
     from pathgen.errors import PathgenError
 
     if not isinstance(origin, Slide):
         return int(origin.weight)
     task = origin.task
     if task.slide.problem is not None:
+        say(str(task.slide.problem))
         return -1
     if task.slide.same_as or (task.slide.unmasked and task.config.masks.missing == "skip"):
         return 0
     try:
         with task.open() as slide:
             return len(Layout.of(slide, task).grid)
-    except PathgenError:
+    except PathgenError as error:
+        say(str(error))
         return -1

@@ -60,14 +60,17 @@ class Answer:
         return f"{self.values[0]:.4g}"
 
     def sentence(self, most: int = 4) -> str:
-        """``predicted 3 (0.82); 2 0.11, 4 0.05``."""
+        """``predicted 3 (0.82); 2 0.11, 4 0.05``; of an order, where the median is not likeliest,
+        ``predicted 3, the median (0.31); 2 0.35, ...``.
+        """
         if not self.is_class:
             return f"predicted {self.names[0]} {self.predicted}"
         best = self.choice
         order = np.argsort(-self.values, kind="stable")
         rest = order[order != best][: most - 1]
         others = ", ".join(f"{self.names[i]} {self.values[i]:.2f}" for i in rest)
-        return f"predicted {self.names[best]} ({self.values[best]:.2f})" + (
+        why = ", the median" if self.values[best] < self.values.max() else ""
+        return f"predicted {self.names[best]}{why} ({self.values[best]:.2f})" + (
             f"; {others}" if others else ""
         )
 
