@@ -1,4 +1,4 @@
-"""What README's Python session does, on slides drawn here: folders as plain strings, no CLI."""
+"""From slides to an answer in Python, on slides drawn here: folders as plain strings, no CLI."""
 
 from __future__ import annotations
 
