@@ -231,7 +231,8 @@ def _threshold(
 
     ends = [(part.min(), part.max()) for part in parts()]
     low, high = min((low for low, _ in ends), default=0), max((high for _, high in ends), default=0)
-    if low == high:
+    # Values that differ by rounding alone, as on blank glass, leave no room for 256 bins.
+    if high - low <= 256 * np.spacing(high):
         return limits[1]
     counts, edges = np.zeros(256, np.int64), np.empty(0)
     for part in parts():
