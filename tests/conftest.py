@@ -9,11 +9,15 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Shared machines are slow now and then; speed is a matter for benchmarks/, not for tests.
-settings.register_profile(
-    "pathgen", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
-)
-settings.load_profile("pathgen")
+# Shared machines are slow now and then; speed is a matter for benchmarks/, not for tests. The
+# examples are the same in every run, so that a change is blamed for what it broke and for nothing
+# else; HYPOTHESIS_PROFILE=explore looks for new ones.
+_SETTINGS = settings(
+    deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)  # fmt: skip
+settings.register_profile("pathgen", _SETTINGS, derandomize=True, database=None)
+settings.register_profile("explore", _SETTINGS)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "pathgen"))
 
 # Several test processes with a thread each are faster than one with several.
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
