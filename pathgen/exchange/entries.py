@@ -174,6 +174,16 @@ def folder_of(store: FeatureStore, folders: dict[str, str]) -> str:
     return folders[str(store.encoder.get("id"))]
 
 
+def need_features(entry: Entry) -> None:
+    """Raise DataError (PG-F02) for an entry of patches alone, where the format takes features."""
+    if not entry.features:
+        raise DataError(
+            "this format takes features", code="PG-F02", where=entry.name,
+            why="only patches of the slide were given",
+            hint="give the stores that pathgen extract-features made",
+        )  # fmt: skip
+
+
 def one_encoder(entries: Sequence[Entry], wanted: str | None) -> list[Entry]:
     """The entries with the features of one encoder only.
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pathgen.errors import DataError
-from pathgen.exchange.entries import Entry, encoder_folders, folder_of
+from pathgen.exchange.entries import Entry, encoder_folders, folder_of, need_features
 from pathgen.exchange.export import ExportConfig, Log
 from pathgen.exchange.findings import Finding, over
 from pathgen.extras import need
@@ -43,12 +42,7 @@ def write(entries: Sequence[Entry], folder: Path, config: ExportConfig, log: Log
     encoders = encoder_folders(entries)
     together: dict[str, list[AnnData]] = {}
     for entry in log.each(entries):
-        if not entry.features:
-            raise DataError(
-                "this format takes features", code="PG-F02", where=entry.name,
-                why="only patches of the slide were given",
-                hint="give the stores that pathgen extract-features made",
-            )  # fmt: skip
+        need_features(entry)
         if not len(entry):
             log.skipped[entry.id] = "no patches"
             continue

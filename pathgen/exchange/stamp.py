@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pathgen.errors import DataError
-from pathgen.exchange.entries import Entry, encoder_folders, folder_of
+from pathgen.exchange.entries import Entry, encoder_folders, folder_of, need_features
 from pathgen.exchange.export import ExportConfig, Log
 from pathgen.exchange.files import write_csv, write_h5
 from pathgen.exchange.findings import Finding, over
@@ -27,12 +27,7 @@ def write(entries: Sequence[Entry], folder: Path, config: ExportConfig, log: Log
     """``<encoder>/<slide>.h5``, ``slide_table.csv``; ``clini_table.csv`` where labels are known."""
     folders = encoder_folders(entries)
     for entry in log.each(entries):
-        if not entry.features:
-            raise DataError(
-                "this format takes features", code="PG-F02", where=entry.name,
-                why="only patches of the slide were given",
-                hint="give the stores that pathgen extract-features made",
-            )  # fmt: skip
+        need_features(entry)
         for store in entry.features:
             _write_one(entry, store, folder, folder_of(store, folders))
     unknown = sum(entry.patient is None for entry in entries)

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pathgen.errors import DataError
-from pathgen.exchange.entries import Entry, one_encoder, slide_classes
+from pathgen.exchange.entries import Entry, need_features, one_encoder, slide_classes
 from pathgen.exchange.export import ExportConfig, Log
 from pathgen.exchange.files import write_csv, write_json, write_npy
 from pathgen.exchange.findings import Finding, over
@@ -32,12 +31,7 @@ def write(entries: Sequence[Entry], folder: Path, config: ExportConfig, log: Log
     with_instances = any(entry.patch_labels is not None for entry in entries)
     names: tuple[str, ...] = ()
     for entry in log.each(entries):
-        if not entry.features:
-            raise DataError(
-                "this format takes features", code="PG-F02", where=entry.name,
-                why="only patches of the slide were given",
-                hint="give the stores that pathgen extract-features made",
-            )  # fmt: skip
+        need_features(entry)
         if not len(entry):
             log.skipped[entry.id] = "no patches; a bag cannot be empty"
             continue
